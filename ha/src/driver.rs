@@ -1,0 +1,185 @@
+//! The one loop: sockets and clock ⇄ [`crate::node::Node`], on a thread of its own.
+//!
+//! It does what the node's outputs say, in their order, logs transitions, counts what it drops,
+//! and publishes a [`View`]. It decides nothing.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::{HaConfig, Vip};
+use crate::vrrp::Priority;
+use crate::vrrp::router::{Reason, State};
+
+/// What this node is and knows of the others; published at every change.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// State of this node's virtual router.
+    pub state: State,
+    /// Why it is in that state.
+    pub reason: Reason,
+    /// Since when, by the monotonic clock.
+    pub since: Instant,
+    /// Since when, for people.
+    pub since_wall: SystemTime,
+    /// How often this node has become Active since it started.
+    pub takeovers: u64,
+    /// What this node advertises while Active: its configured priority, or more while a takeover
+    /// is held.
+    pub priority: Priority,
+    /// The node last heard as Active, if it is not this one.
+    pub active: Option<Heard>,
+    /// Every other node heard since the start, in order of address.
+    pub heard: Vec<Heard>,
+    /// Every VIP and whether this node holds it.
+    pub vips: Vec<VipView>,
+    /// Every path and whether its interface is usable, with the reason where it is not.
+    pub paths: Vec<PathView>,
+    /// Whether the driver's thread runs at real-time priority, with the reason where it does not.
+    pub realtime: Result<(), String>,
+    /// Every counter by its name, in a fixed order; see [`Counter`].
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// Another node, as its adverts show it.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    /// Its name, where a peer of the configuration has that address.
+    pub name: Option<String>,
+    /// Source address of its last advert.
+    pub address: IpAddr,
+    /// Priority of its last advert; 0 if it yielded.
+    pub priority: Priority,
+    /// Its advertisement interval.
+    pub interval: Duration,
+    /// When its last advert came.
+    pub at: Instant,
+    /// How many adverts came.
+    pub adverts: u64,
+}
+
+/// A VIP as it stands on this node.
+#[derive(Debug, Clone)]
+pub struct VipView {
+    /// The VIP.
+    pub vip: Vip,
+    /// Whether the kernel has it on its interface now.
+    pub held: bool,
+    /// How often something else removed it and it was put back.
+    pub restored: u64,
+}
+
+/// A path as it stands.
+#[derive(Debug, Clone)]
+pub struct PathView {
+    /// Interface name.
+    pub interface: String,
+    /// This node's primary address on it, as adverts carry it.
+    pub primary: Option<IpAddr>,
+    /// `Err` says what is wrong: no such interface, no carrier, no address.
+    pub usable: Result<(), String>,
+    /// Adverts sent and received.
+    pub sent: u64,
+    /// Valid adverts received.
+    pub received: u64,
+}
+
+/// Commands to the driver.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Become Active now.
+    Takeover(oneshot::Sender<Result<Outcome, Refused>>),
+    /// Stop being Active now.
+    Yield(oneshot::Sender<Result<Outcome, Refused>>),
+    /// Yield and end the thread.
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// What a takeover or a yield came to.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Each step with the time since the command.
+    pub steps: Vec<(Duration, String)>,
+    /// The node that is Active now, if it is known: `None` names this node.
+    pub active: Option<Heard>,
+}
+
+/// Why a takeover or a yield did not come about.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Refused {
+    /// The node is not taking part.
+    #[error("this node can't be Active: {0}")]
+    Fault(String),
+    /// The other node advertises the owner's priority: nothing outranks it.
+    #[error("{0} advertises priority 255 and can't be outranked: run `baton yield` there")]
+    Outranked(IpAddr),
+    /// `yield` on a node that isn't Active.
+    #[error("this node is not Active, so it has nothing to yield")]
+    NotActive,
+    /// Nobody claimed the VIPs in time; this node has claimed them again.
+    #[error("no other node claimed the VIPs within {0:?}; this node is Active again")]
+    Unclaimed(Duration),
+    /// The driver has ended.
+    #[error("the HA driver has ended")]
+    Ended,
+}
+
+/// A running driver. Dropping it does not end the thread; [`Handle::shutdown`] does.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<View>,
+}
+
+impl Handle {
+    /// The view, and a way to wait for its changes.
+    pub fn view(&self) -> watch::Receiver<View> {
+        self.view.clone()
+    }
+
+    /// This node becomes Active now, whoever is; returns when it is.
+    pub async fn takeover(&self) -> Result<Outcome, Refused> {
+        self.ask(Command::Takeover).await?
+    }
+
+    /// This node stops being Active; returns when another has claimed the VIPs.
+    pub async fn yield_now(&self) -> Result<Outcome, Refused> {
+        self.ask(Command::Yield).await?
+    }
+
+    /// Yields, drops the VIPs and ends the thread.
+    pub async fn shutdown(&self) {
+        let _ = self.ask(Command::Shutdown).await;
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Refused> {
+        let (answer, wait) = oneshot::channel();
+        self.commands.send(command(answer)).await.map_err(|_| Refused::Ended)?;
+        wait.await.map_err(|_| Refused::Ended)
+    }
+}
+
+/// Why the driver could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A system call failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// The error.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Opens the sockets, removes VIPs that are there without this node owning them, and starts the
+/// loop on its own thread.
+pub fn start(config: HaConfig) -> Result<Handle, StartError> {
+    let _ = config;
+    todo!("the driver helper writes this")
+}

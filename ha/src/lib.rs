@@ -1,0 +1,24 @@
+//! Who is Active: the election, the claim of the shared addresses, and their announcement.
+//!
+//! The event's way, and the modules in reading order:
+//!
+//! socket or timer → [`driver`] → [`node`] → [`vrrp`] → [`node::Output`] → [`driver`] → [`io`]:
+//! address, announcement, advert.
+//!
+//! * [`vrrp`]: RFC 9568 on the wire (`packet`) and as a state machine (`router`). Pure.
+//! * [`announce`]: the bytes of gratuitous ARP and unsolicited Neighbor Advertisements. Pure.
+//! * [`node`]: the virtual router of this node together with its announcement and refresh
+//!   schedules. Pure: it never reads the clock, touches a socket or logs.
+//! * [`driver`]: the one loop on a real-time thread: sockets and clock ⇄ [`node::Node`]; it
+//!   logs and counts.
+//! * [`io`]: raw sockets, AF_PACKET, netlink. Thin; decides nothing.
+//!
+//! This crate does not know what is behind the addresses: services, backends and traffic are the
+//! business of the crate that uses it.
+
+pub mod announce;
+pub mod config;
+pub mod driver;
+pub mod io;
+pub mod node;
+pub mod vrrp;

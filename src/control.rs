@@ -1,0 +1,1 @@
+//! The unix socket: commands in, snapshots out.

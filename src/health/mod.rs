@@ -1,0 +1,1 @@
+//! Health checks: the sans-IO rise/fall machine, the probes, and the tasks that run them.

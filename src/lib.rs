@@ -1,0 +1,28 @@
+//! Baton: a layer-4 load balancer that is never a single point of failure.
+//!
+//! The packet's way: client → VIP → [`proxy`] → [`pool`] (which backend) → backend.
+//! The event's way: socket or timer → [`baton_ha::driver`] → state, address, announcement;
+//! probe → [`health`] → [`pool`]; command → [`control`] → [`balancer`].
+//!
+//! Modules in reading order:
+//!
+//! * [`service`]: the words: service, backend, mode, scheduler.
+//! * [`config`]: TOML → raw → [`config::Config`]; a `Config` in hand is correct.
+//! * [`pool`]: the backends of a service as they are now, and the choice among them.
+//! * [`proxy`]: accept, connect, splice, half-close; UDP sessions.
+//! * [`health`]: rise/fall machine and the probes.
+//! * [`balancer`]: composition root.
+//! * [`control`]: the unix socket.
+//! * [`lab`]: network namespaces and drills.
+//! * [`cli`]: one clap tree.
+
+pub mod balancer;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod health;
+pub mod lab;
+pub mod pool;
+pub mod proxy;
+pub mod scheduler;
+pub mod service;

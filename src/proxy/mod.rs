@@ -1,0 +1,1 @@
+//! Proxy mode: accept, connect, splice, half-close; UDP sessions.

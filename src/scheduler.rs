@@ -1,0 +1,1 @@
+//! The choice among eligible backends, pure: round-robin, source-hash, least-connections, random.
