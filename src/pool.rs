@@ -4,10 +4,11 @@
 //! It never probes and never connects. The choice among the eligible members is made by
 //! [`crate::scheduler`].
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +75,10 @@ pub struct Report {
     pub reason: String,
     /// Since when the health is what it is.
     pub since: SystemTime,
+    /// When the last probe ended.
+    pub checked: Option<SystemTime>,
+    /// How long the last probe took.
+    pub took: Option<Duration>,
 }
 
 /// What the checks say.
@@ -86,6 +91,16 @@ pub enum Health {
     Up,
     /// Does not answer.
     Down,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+        })
+    }
 }
 
 /// What the operator says.
@@ -112,7 +127,12 @@ impl Member {
             connections: AtomicU32::new(0),
             total: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            report: Mutex::new(Report { reason: reason.into(), since: SystemTime::now() }),
+            report: Mutex::new(Report {
+                reason: reason.into(),
+                since: SystemTime::now(),
+                checked: None,
+                took: None,
+            }),
         }
     }
 
@@ -137,6 +157,13 @@ impl Member {
         }
         self.health.store(health as u8, Ordering::Relaxed);
         was
+    }
+
+    /// Notes that a probe ended now and how long it took, whatever it said.
+    pub fn note_probe(&self, took: Duration) {
+        let mut report = self.report.lock().expect("no panic while it is held");
+        report.checked = Some(SystemTime::now());
+        report.took = Some(took);
     }
 
     /// What is known of its health, for people.
