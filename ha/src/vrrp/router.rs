@@ -3,11 +3,29 @@
 //! Fed with [`Input`]s and time, it says what to do as [`Output`]s, whose order is part of the
 //! contract. It never reads the clock, touches a socket or logs; [`crate::node`] adds the
 //! announcement schedule and hands the outputs on to the driver.
+//!
+//! The caller hands over every packet it holds before it calls
+//! [`handle_timeout`](VirtualRouter::handle_timeout), so that an advert that came in time is not
+//! overtaken by the timer that it should have restarted.
+//!
+//! What Baton adds to the RFC (takeover, yield, stalls) is argued in `docs/decisions/`.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::vrrp::{AdverInterval, Preempt, Priority};
+
+/// Adverts of priority 255 that a takeover sends: enough that the loss of one in three still
+/// leaves less than 1 in 200 takeovers unheard.
+pub const CLAIM_ADVERTS: u8 = 5;
+
+/// Time between two adverts of a takeover's claim; no longer than the shortest interval.
+pub const CLAIM_SPACING: Duration = Duration::from_millis(10);
+
+/// An Active that sent an advert less than this ago need not answer a rival with another one:
+/// the rival is about to read the last. It bounds what a flood of adverts can make a node send.
+pub const ANSWER_SPACING: Duration = Duration::from_millis(1);
 
 /// What a virtual router must know; correct by construction.
 #[derive(Debug, Clone)]
@@ -29,9 +47,9 @@ pub enum Input {
     Shutdown,
     /// A valid advert of another node for this VRID.
     Advert(Advert),
-    /// The operator wants this node Active now.
+    /// The operator wants this node Active now. Nothing happens in Initialize.
     Takeover,
-    /// The operator wants this node not to be Active.
+    /// The operator wants this node not to be Active. Nothing happens unless it is.
     Yield,
     /// This node can't carry its VIPs: an interface of theirs is down.
     Fault,
@@ -63,7 +81,7 @@ pub enum Output {
     Release,
     /// Announce again: a rival was heard.
     Announce,
-    /// The state changed; to be logged and shown.
+    /// The state or its reason changed; to be logged and shown.
     Transition(Transition),
 }
 
@@ -79,7 +97,7 @@ pub enum State {
     Active,
 }
 
-/// A change of state.
+/// A change of state, or of the reason for it: then `from` and `to` are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transition {
     /// The state left.
@@ -118,4 +136,448 @@ pub enum Reason {
     Stalled,
     /// The daemon stops.
     Shutdown,
+}
+
+/// One virtual router on this node.
+#[derive(Debug)]
+pub struct VirtualRouter {
+    config: RouterConfig,
+    machine: Machine,
+    reason: Reason,
+    outputs: VecDeque<Output>,
+}
+
+/// The state with its timers.
+#[derive(Debug, Clone, Copy)]
+enum Machine {
+    Initialize(Halt),
+    Backup(Backup),
+    Active(Active),
+}
+
+/// Why a router in Initialize takes no part, and so what lets it out.
+#[derive(Debug, Clone, Copy)]
+enum Halt {
+    /// Waits for `Startup`.
+    Stopped,
+    /// Waits for `Startup`, and then for `Recovered`.
+    StoppedFaulty,
+    /// Started; waits for `Recovered`.
+    Faulty,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Backup {
+    /// Active_Adver_Interval: the Active's, or this node's until one is heard.
+    active_adver_interval: AdverInterval,
+    /// When the Active_Down_Timer fires.
+    active_down_at: Instant,
+    /// The reason this node gives if it fires.
+    claim_reason: Reason,
+    /// When this machine last ran; a long gap means that the node slept.
+    ran_at: Instant,
+    stance: Stance,
+    owner: Option<OwnerHeard>,
+}
+
+/// Whether a Backup may preempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stance {
+    /// As Preempt_Mode says.
+    Configured,
+    /// Not before the present Active is gone: the operator made this node yield.
+    Deferring,
+}
+
+/// An Active that advertises 255.
+#[derive(Debug, Clone, Copy)]
+struct OwnerHeard {
+    source: IpAddr,
+    first: Instant,
+    last: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Active {
+    /// When the Adver_Timer fires.
+    adver_at: Instant,
+    /// When the last advert was sent: Backups wait from here.
+    sent_at: Instant,
+    standing: Standing,
+}
+
+/// What an answer does to the Adver_Timer (RFC 9568 §6.4.3).
+#[derive(Debug, Clone, Copy)]
+enum AdverTimer {
+    Reset,
+    RunsOn,
+}
+
+/// By what right a node is Active, and so what priority it advertises.
+#[derive(Debug, Clone, Copy)]
+enum Standing {
+    /// The election's: the configured priority.
+    Elected,
+    /// A takeover that deposes whoever is Active: 255.
+    Claiming {
+        /// Adverts of the claim still to be sent.
+        left: u8,
+        insist_until: Instant,
+    },
+    /// A takeover that came about: 254, so that no configured priority preempts it.
+    Held {
+        /// Until then a rival that holds too is one that missed the claim: claim again.
+        insist_until: Instant,
+    },
+}
+
+impl VirtualRouter {
+    /// A router in Initialize, waiting for [`Input::Startup`].
+    pub fn new(config: RouterConfig) -> Self {
+        Self {
+            config,
+            machine: Machine::Initialize(Halt::Stopped),
+            reason: Reason::Startup,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes one input. Its outputs are then to be polled.
+    pub fn handle_input(&mut self, now: Instant, input: Input) {
+        self.notice_stall(now);
+        match (self.machine, input) {
+            (Machine::Initialize(Halt::Stopped), Input::Startup) => {
+                self.start(now, Reason::Startup);
+            }
+            (Machine::Initialize(Halt::Stopped), Input::Fault) => {
+                self.machine = Machine::Initialize(Halt::StoppedFaulty);
+            }
+            (Machine::Initialize(Halt::StoppedFaulty), Input::Startup) => {
+                self.enter(Machine::Initialize(Halt::Faulty), Reason::Fault);
+            }
+            (Machine::Initialize(Halt::StoppedFaulty), Input::Recovered) => {
+                self.machine = Machine::Initialize(Halt::Stopped);
+            }
+            (Machine::Initialize(Halt::Faulty), Input::Recovered) => {
+                self.start(now, Reason::Recovered);
+            }
+            (Machine::Initialize(Halt::Faulty), Input::Shutdown) => {
+                self.enter(Machine::Initialize(Halt::StoppedFaulty), Reason::Shutdown);
+            }
+            (
+                Machine::Initialize(_),
+                Input::Startup
+                | Input::Shutdown
+                | Input::Advert(_)
+                | Input::Takeover
+                | Input::Yield
+                | Input::Fault
+                | Input::Recovered,
+            ) => {}
+
+            (Machine::Backup(backup), Input::Advert(advert)) => {
+                self.advert_in_backup(now, backup, advert);
+            }
+            (Machine::Backup(backup), Input::Takeover) => {
+                let wait = active_down_interval(self.config.priority, backup.active_adver_interval);
+                self.become_active(now, claim(now, wait), Reason::Takeover);
+            }
+            (Machine::Backup(_), Input::Fault) => {
+                self.enter(Machine::Initialize(Halt::Faulty), Reason::Fault)
+            }
+            (Machine::Backup(_), Input::Shutdown) => {
+                self.enter(Machine::Initialize(Halt::Stopped), Reason::Shutdown)
+            }
+            (Machine::Backup(_), Input::Startup | Input::Yield | Input::Recovered) => {}
+
+            (Machine::Active(active), Input::Advert(advert)) => {
+                self.advert_in_active(now, active, advert);
+            }
+            (Machine::Active(active), Input::Takeover) => {
+                let wait = active_down_interval(self.config.priority, self.config.advert_interval);
+                let standing = claim(now, wait);
+                let active = self.send_advert(now, Active { standing, ..active });
+                self.enter(Machine::Active(active), Reason::Takeover);
+            }
+            (Machine::Active(_), Input::Yield) => {
+                self.release_and_yield();
+                self.become_backup(now, self.config.advert_interval, Reason::Yield);
+            }
+            (Machine::Active(_), Input::Fault) => {
+                self.release_and_yield();
+                self.enter(Machine::Initialize(Halt::Faulty), Reason::Fault);
+            }
+            (Machine::Active(_), Input::Shutdown) => {
+                self.release_and_yield();
+                self.enter(Machine::Initialize(Halt::Stopped), Reason::Shutdown);
+            }
+            (Machine::Active(_), Input::Startup | Input::Recovered) => {}
+        }
+    }
+
+    /// Lets time pass up to `now`; harmless when nothing is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.notice_stall(now);
+        match self.machine {
+            Machine::Initialize(_) => {}
+            Machine::Backup(backup) if now >= backup.active_down_at => {
+                self.become_active(now, Standing::Elected, backup.claim_reason);
+            }
+            Machine::Active(active) if now >= active.adver_at => {
+                self.machine = Machine::Active(self.send_advert(now, active));
+            }
+            Machine::Backup(_) | Machine::Active(_) => {}
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called next, if nothing happens
+    /// before. `None` in Initialize.
+    ///
+    /// A Backup also asks to run once per Active_Adver_Interval without an advert: how late that
+    /// comes tells whether the node slept.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.machine {
+            Machine::Initialize(_) => None,
+            Machine::Backup(backup) => Some(
+                backup.active_down_at.min(backup.ran_at + backup.active_adver_interval.duration()),
+            ),
+            Machine::Active(active) => Some(active.adver_at),
+        }
+    }
+
+    /// The next thing to do, in order, until `None`.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// The present state.
+    pub fn state(&self) -> State {
+        match &self.machine {
+            Machine::Initialize(_) => State::Initialize,
+            Machine::Backup(_) => State::Backup,
+            Machine::Active(_) => State::Active,
+        }
+    }
+
+    /// Why it is in that state.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// What this node advertises now, or would if it became Active by election.
+    pub fn advertised_priority(&self) -> Priority {
+        match &self.machine {
+            Machine::Active(active) => self.priority_of(active.standing),
+            Machine::Initialize(_) | Machine::Backup(_) => self.config.priority,
+        }
+    }
+
+    /// The address owner that no takeover can outrank, if this node is Backup to one: its adverts
+    /// have carried 255 for longer than the claim of a takeover lasts.
+    pub fn outranked_by(&self) -> Option<IpAddr> {
+        let Machine::Backup(Backup { owner: Some(owner), active_adver_interval, .. }) =
+            &self.machine
+        else {
+            return None;
+        };
+        let claim = CLAIM_SPACING * u32::from(CLAIM_ADVERTS) + 4 * active_adver_interval.duration();
+        (owner.last.saturating_duration_since(owner.first) >= claim).then_some(owner.source)
+    }
+
+    /// Leaves Initialize (RFC 9568 §6.4.1).
+    fn start(&mut self, now: Instant, reason: Reason) {
+        if self.config.priority == Priority::OWNER {
+            let reason = if reason == Reason::Startup { Reason::AddressOwner } else { reason };
+            self.become_active(now, Standing::Elected, reason);
+        } else {
+            self.become_backup(now, self.config.advert_interval, reason);
+        }
+    }
+
+    /// RFC 9568 §6.4.2, "If an ADVERTISEMENT is received".
+    fn advert_in_backup(&mut self, now: Instant, backup: Backup, advert: Advert) {
+        let priority = self.config.priority;
+        self.machine = Machine::Backup(if advert.priority == Priority::YIELD {
+            Backup {
+                active_down_at: now + skew_time(priority, backup.active_adver_interval),
+                claim_reason: Reason::ActiveYielded,
+                stance: Stance::Configured,
+                ..backup
+            }
+        } else if advert.priority >= priority || !self.may_preempt(backup.stance) {
+            Backup {
+                active_adver_interval: advert.interval,
+                active_down_at: now + active_down_interval(priority, advert.interval),
+                claim_reason: Reason::ActiveDown,
+                ..backup
+            }
+        } else {
+            // Discarded: the timer runs on, and when it fires this node preempts.
+            Backup { claim_reason: Reason::Preempted, ..backup }
+        });
+        self.note_owner(now, &advert);
+    }
+
+    /// RFC 9568 §6.4.3, "If an ADVERTISEMENT is received".
+    fn advert_in_active(&mut self, now: Instant, active: Active, advert: Advert) {
+        let own = self.priority_of(active.standing);
+        if advert.priority == Priority::YIELD {
+            self.answer(now, active, AdverTimer::Reset);
+        } else if let Some(standing) = self.reclaim(now, active, &advert) {
+            self.answer(now, Active { standing, ..active }, AdverTimer::Reset);
+        } else if (advert.priority, advert.source) > (own, advert.local) {
+            self.outputs.push_back(Output::Release);
+            self.become_backup(now, advert.interval, Reason::Outranked);
+            self.note_owner(now, &advert);
+        } else {
+            self.answer(now, active, AdverTimer::RunsOn);
+        }
+    }
+
+    /// The claim anew, where a rival that holds a takeover missed the claim of this node's later
+    /// one: their priorities are the same, and the address is not to decide.
+    fn reclaim(&self, now: Instant, active: Active, advert: &Advert) -> Option<Standing> {
+        match active.standing {
+            Standing::Held { insist_until }
+                if now < insist_until
+                    && advert.priority == Priority::HELD
+                    && self.priority_of(active.standing) == Priority::HELD =>
+            {
+                Some(Standing::Claiming { left: CLAIM_ADVERTS, insist_until })
+            }
+            Standing::Elected | Standing::Claiming { .. } | Standing::Held { .. } => None,
+        }
+    }
+
+    /// Asserts the Active state towards a node that is not, or should not be, Active.
+    fn answer(&mut self, now: Instant, active: Active, timer: AdverTimer) {
+        if now.saturating_duration_since(active.sent_at) >= ANSWER_SPACING {
+            let sent = self.send_advert(now, active);
+            self.machine = Machine::Active(match timer {
+                AdverTimer::Reset => sent,
+                AdverTimer::RunsOn => Active { sent_at: now, ..active },
+            });
+        }
+        self.outputs.push_back(Output::Announce);
+    }
+
+    /// Sends an advert; the result has the Adver_Timer set for the next.
+    fn send_advert(&mut self, now: Instant, active: Active) -> Active {
+        self.outputs.push_back(Output::SendAdvert(self.priority_of(active.standing)));
+        let interval = self.config.advert_interval.duration();
+        let (standing, wait) = match active.standing {
+            Standing::Claiming { left, insist_until } if left > 1 => {
+                (Standing::Claiming { left: left - 1, insist_until }, CLAIM_SPACING)
+            }
+            Standing::Claiming { insist_until, .. } => (Standing::Held { insist_until }, interval),
+            Standing::Elected | Standing::Held { .. } => (active.standing, interval),
+        };
+        Active { adver_at: now + wait, sent_at: now, standing }
+    }
+
+    fn become_active(&mut self, now: Instant, standing: Standing, reason: Reason) {
+        let active = self.send_advert(now, Active { adver_at: now, sent_at: now, standing });
+        self.outputs.push_back(Output::Claim);
+        self.enter(Machine::Active(active), reason);
+    }
+
+    fn become_backup(&mut self, now: Instant, interval: AdverInterval, reason: Reason) {
+        let backup = Backup {
+            active_adver_interval: interval,
+            active_down_at: now + active_down_interval(self.config.priority, interval),
+            claim_reason: Reason::ActiveDown,
+            ran_at: now,
+            stance: if reason == Reason::Yield { Stance::Deferring } else { Stance::Configured },
+            owner: None,
+        };
+        self.enter(Machine::Backup(backup), reason);
+    }
+
+    /// Stops being Active in such an order that no packet which invites another node to claim is
+    /// sent while this one still answers for the VIPs.
+    fn release_and_yield(&mut self) {
+        self.outputs.push_back(Output::Release);
+        self.outputs.push_back(Output::SendAdvert(Priority::YIELD));
+    }
+
+    fn enter(&mut self, machine: Machine, reason: Reason) {
+        let from = self.state();
+        self.machine = machine;
+        self.reason = reason;
+        let to = self.state();
+        self.outputs.push_back(Output::Transition(Transition { from, to, reason }));
+    }
+
+    /// Finds out that the node slept (SIGSTOP, a paused VM), before anything else is done.
+    ///
+    /// An Active that sent nothing for 3 intervals, the least that any Backup waits, may have been
+    /// replaced: it releases and sends nothing. A Backup that did not run for 2 intervals, where
+    /// it asked for 1, did not listen: its timer starts anew.
+    fn notice_stall(&mut self, now: Instant) {
+        match &mut self.machine {
+            Machine::Initialize(_) => {}
+            Machine::Backup(backup) => {
+                let interval = backup.active_adver_interval;
+                let slept = now.saturating_duration_since(backup.ran_at) > 2 * interval.duration();
+                backup.ran_at = now;
+                if slept {
+                    backup.active_down_at =
+                        now + active_down_interval(self.config.priority, interval);
+                }
+            }
+            Machine::Active(active) => {
+                let interval = self.config.advert_interval;
+                if now.saturating_duration_since(active.sent_at) >= 3 * interval.duration() {
+                    self.outputs.push_back(Output::Release);
+                    self.become_backup(now, interval, Reason::Stalled);
+                }
+            }
+        }
+    }
+
+    /// Remembers an Active that advertises 255, on whatever path; any other advert refutes it.
+    fn note_owner(&mut self, now: Instant, advert: &Advert) {
+        if let Machine::Backup(backup) = &mut self.machine {
+            backup.owner = (advert.priority == Priority::OWNER).then(|| OwnerHeard {
+                source: advert.source,
+                first: backup.owner.map_or(now, |owner| owner.first),
+                last: now,
+            });
+        }
+    }
+
+    /// The address owner preempts whatever Preempt_Mode says (RFC 9568 §6.1), but nobody preempts
+    /// after an operator's yield.
+    fn may_preempt(&self, stance: Stance) -> bool {
+        match stance {
+            Stance::Deferring => false,
+            Stance::Configured => match self.config.preempt {
+                Preempt::Enabled => true,
+                Preempt::Disabled => self.config.priority == Priority::OWNER,
+            },
+        }
+    }
+
+    fn priority_of(&self, standing: Standing) -> Priority {
+        match standing {
+            Standing::Elected => self.config.priority,
+            Standing::Claiming { .. } => Priority::OWNER,
+            Standing::Held { .. } => self.config.priority.max(Priority::HELD),
+        }
+    }
+}
+
+/// What a takeover begins with. `wait` is how long a rival that lives may be silent.
+fn claim(now: Instant, wait: Duration) -> Standing {
+    Standing::Claiming { left: CLAIM_ADVERTS, insist_until: now + wait }
+}
+
+/// Skew_Time (RFC 9568 §6.1), not rounded: 2.2 ms at an interval of 10 ms and priority 200.
+fn skew_time(priority: Priority, interval: AdverInterval) -> Duration {
+    interval.duration() * (256 - u32::from(priority.value())) / 256
+}
+
+/// Active_Down_Interval (RFC 9568 §6.1).
+fn active_down_interval(priority: Priority, interval: AdverInterval) -> Duration {
+    3 * interval.duration() + skew_time(priority, interval)
 }
