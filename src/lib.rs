@@ -9,6 +9,7 @@
 //! * [`service`]: the words: service, backend, mode, scheduler.
 //! * [`config`]: TOML → raw → [`config::Config`]; a `Config` in hand is correct.
 //! * [`pool`]: the backends of a service as they are now, and the choice among them.
+//! * [`scheduler`]: the choice, pure; [`sources`]: connections per source address.
 //! * [`proxy`]: accept, connect, splice, half-close; UDP sessions.
 //! * [`health`]: rise/fall machine and the probes.
 //! * [`balancer`]: composition root.
@@ -26,3 +27,4 @@ pub mod pool;
 pub mod proxy;
 pub mod scheduler;
 pub mod service;
+pub mod sources;

@@ -1,18 +1,25 @@
 //! The backends of a service as they are now: health, what the operator said, how many
-//! connections each has. The proxy asks it for a backend, health checks and commands write to it.
+//! connections each has. The proxy asks it for admission and for a backend, health checks and
+//! commands write to it, and everyone may wait for what they change ([`Pool::changes`]).
 //!
 //! It never probes and never connects. The choice among the eligible members is made by
-//! [`crate::scheduler`].
+//! [`crate::scheduler`], the limit per source is kept by [`crate::sources`].
 
+use std::cell::Cell;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
+use crate::scheduler::{self, Candidate, Turn};
 use crate::service::{Backend, Service};
+use crate::sources::Sources;
 
 /// A service and its members.
 #[derive(Debug)]
@@ -21,10 +28,13 @@ pub struct Pool {
     pub service: Arc<Service>,
     /// Its backends, in the order of the file.
     pub members: Vec<Arc<Member>>,
-    /// Connections (or UDP sessions) of the service now.
-    pub connections: AtomicU32,
+    /// Connections (or UDP sessions) of the service now; at most its `max_connections`. One more
+    /// is refused: accepted and reset at once (UDP: dropped), and counted.
+    pub connections: Arc<AtomicU32>,
     /// What has happened since the start.
-    pub counters: ServiceCounters,
+    pub counters: Arc<ServiceCounters>,
+    sources: Arc<Sources>,
+    changes: Arc<watch::Sender<u64>>,
 }
 
 /// What has happened to a service's clients since the start.
@@ -44,28 +54,45 @@ pub struct ServiceCounters {
     pub connect_retried: AtomicU64,
     /// Ended by the idle or half-close timeout.
     pub idle_closed: AtomicU64,
-    /// Reset because this node stopped being Active.
+    /// Reset because this node stopped being Active, or shut down.
     pub reset_on_yield: AtomicU64,
+    /// Reset because their backend was disabled.
+    pub reset_on_disable: AtomicU64,
+    /// Accepts that failed for want of file descriptors or memory; accepting pauses a moment
+    /// after each, and clients wait in the kernel's queue.
+    pub accept_failed: AtomicU64,
+    /// Datagrams dropped: no place for their session, or a full socket buffer.
+    pub datagrams_dropped: AtomicU64,
     /// Bytes from clients to backends.
     pub bytes_in: AtomicU64,
     /// Bytes from backends to clients.
     pub bytes_out: AtomicU64,
 }
 
-/// A backend of a service, as it is now.
+/// A backend of a service, as it is now. What changes about it is its [`Standing`], to which it
+/// dereferences.
 #[derive(Debug)]
 pub struct Member {
     /// The backend.
     pub backend: Backend,
+    key: u64,
+    turn: Turn,
+    standing: Arc<Standing>,
+}
+
+/// What changes about a backend; it outlives a reload of the configuration.
+#[derive(Debug)]
+pub struct Standing {
     health: AtomicU8,
     admin: AtomicU8,
-    /// Connections (or UDP sessions) now.
+    /// Connections (or UDP sessions) now; never more than the backend's `max_connections`.
     pub connections: AtomicU32,
     /// Connections (or UDP sessions) since the start.
     pub total: AtomicU64,
     /// Connection attempts that failed.
     pub failed: AtomicU64,
     report: Mutex<Report>,
+    changes: Arc<watch::Sender<u64>>,
 }
 
 /// What is known of a backend's health, for people.
@@ -118,10 +145,13 @@ pub enum Admin {
 impl Member {
     /// A member not probed yet; without a check it is up from the start.
     pub fn new(backend: Backend, checked: bool) -> Self {
+        Self::watched(backend, checked, Arc::default())
+    }
+
+    fn watched(backend: Backend, checked: bool, changes: Arc<watch::Sender<u64>>) -> Self {
         let (health, reason) =
-            if checked { (Health::Unknown, "not probed yet") } else { (Health::Up, "not checked") };
-        Self {
-            backend,
+            if checked { (Health::Unknown, "not probed yet") } else { (Health::Up, UNCHECKED) };
+        let standing = Standing {
             health: AtomicU8::new(health as u8),
             admin: AtomicU8::new(Admin::Enabled as u8),
             connections: AtomicU32::new(0),
@@ -133,9 +163,44 @@ impl Member {
                 checked: None,
                 took: None,
             }),
-        }
+            changes,
+        };
+        Self::standing(backend, Arc::new(standing))
     }
 
+    fn standing(backend: Backend, standing: Arc<Standing>) -> Self {
+        let key = scheduler::backend_key(backend.address);
+        Self { backend, key, turn: Turn::default(), standing }
+    }
+
+    fn open(&self, tried: &[Arc<Member>]) -> bool {
+        self.admin() == Admin::Enabled
+            && self.connections.load(Ordering::Relaxed) < self.backend.max_connections
+            && !tried.iter().any(|member| Arc::ptr_eq(&member.standing, &self.standing))
+    }
+
+    fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            weight: self.backend.weight,
+            connections: self.connections.load(Ordering::Relaxed),
+            key: self.key,
+            turn: &self.turn,
+        }
+    }
+}
+
+impl Deref for Member {
+    type Target = Standing;
+
+    fn deref(&self) -> &Standing {
+        &self.standing
+    }
+}
+
+/// The reason for the health of a backend that nothing checks.
+const UNCHECKED: &str = "not checked";
+
+impl Standing {
     /// What the checks say.
     pub fn health(&self) -> Health {
         match self.health.load(Ordering::Relaxed) {
@@ -156,6 +221,10 @@ impl Member {
             report.reason = reason.to_owned();
         }
         self.health.store(health as u8, Ordering::Relaxed);
+        drop(report);
+        if was != health {
+            self.changes.send_modify(|count| *count += 1);
+        }
         was
     }
 
@@ -184,7 +253,16 @@ impl Member {
     pub fn set_admin(&self, admin: Admin) -> Admin {
         let was = self.admin();
         self.admin.store(admin as u8, Ordering::Relaxed);
+        if was != admin {
+            self.changes.send_modify(|count| *count += 1);
+        }
         was
+    }
+
+    /// Whether a connection may be handed to it now: in use and not known to be down. Asked again
+    /// between the choice and the handing over.
+    pub fn usable(&self) -> bool {
+        self.admin() == Admin::Enabled && self.health() != Health::Down
     }
 }
 
@@ -195,14 +273,338 @@ pub struct Place {
     pub member: Arc<Member>,
 }
 
+impl Place {
+    fn take(member: &Arc<Member>) -> Option<Self> {
+        let most = member.backend.max_connections;
+        take_one(&member.connections, most).then(|| {
+            member.total.fetch_add(1, Ordering::Relaxed);
+            Self { member: member.clone() }
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.member.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One connection's admission to a service: counted against the limits of the service and of its
+/// source until it is dropped.
+#[derive(Debug)]
+pub struct Admission {
+    connections: Arc<AtomicU32>,
+    /// `None` where the service has no limit per source that could be reached.
+    source: Option<(Arc<Sources>, IpAddr)>,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+        if let Some((sources, source)) = &self.source {
+            sources.leave(*source);
+        }
+    }
+}
+
+/// Why a client is not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The service has `max_connections`.
+    Service,
+    /// Its source has `max_connections_per_source`.
+    Source,
+}
+
 impl Pool {
+    /// A pool of members that are not probed yet.
+    pub fn new(service: Arc<Service>) -> Self {
+        let changes = Arc::default();
+        let member = |backend: &Backend| {
+            let changes = Arc::clone(&changes);
+            Arc::new(Member::watched(backend.clone(), service.check.is_some(), changes))
+        };
+        let members = service.backends.iter().map(member).collect();
+        let (connections, counters, sources) = Default::default();
+        Self { service, members, connections, counters, sources, changes }
+    }
+
+    /// The pool of the same service after a reload. Counters and limits go on; members of the
+    /// same name and address keep health, what the operator said, and their connections.
+    pub fn renewed(old: &Self, service: Arc<Service>) -> Self {
+        let checked = service.check.is_some();
+        let member = |backend: &Backend| {
+            let same = |member: &&Arc<Member>| {
+                member.backend.name == backend.name && member.backend.address == backend.address
+            };
+            let Some(kept) = old.members.iter().find(same) else {
+                let changes = Arc::clone(&old.changes);
+                return Arc::new(Member::watched(backend.clone(), checked, changes));
+            };
+            if !checked {
+                kept.set_health(Health::Up, UNCHECKED);
+            }
+            Arc::new(Member::standing(backend.clone(), Arc::clone(&kept.standing)))
+        };
+        let members = service.backends.iter().map(member).collect();
+        Self {
+            members,
+            connections: Arc::clone(&old.connections),
+            counters: Arc::clone(&old.counters),
+            sources: Arc::clone(&old.sources),
+            changes: Arc::clone(&old.changes),
+            service,
+        }
+    }
+
+    /// Changes whenever the health or administrative state of a member does, here and in every
+    /// renewed pool.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Admits a client at `source` within the limits of the service and of the source, or says
+    /// and counts why not.
+    pub fn admit(&self, source: IpAddr) -> Result<Admission, Refusal> {
+        let limits = &self.service.limits;
+        if !take_one(&self.connections, limits.max_connections) {
+            self.counters.refused_service_limit.fetch_add(1, Ordering::Relaxed);
+            return Err(Refusal::Service);
+        }
+        // From here on dropping the admission gives back what was taken.
+        let mut admission = Admission { connections: Arc::clone(&self.connections), source: None };
+        if limits.max_connections_per_source < limits.max_connections {
+            if !self.sources.enter(source, limits.max_connections_per_source) {
+                self.counters.refused_source_limit.fetch_add(1, Ordering::Relaxed);
+                return Err(Refusal::Source);
+            }
+            admission.source = Some((Arc::clone(&self.sources), source));
+        }
+        self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        Ok(admission)
+    }
+
     /// Chooses a member for a client at `source` and takes a place on it. `tried` are members
     /// that this connection has already tried in vain. `None`: no member is eligible.
     ///
     /// A member that is down, drained, disabled or full is never chosen; one not probed yet only
-    /// where none is up.
+    /// where none that is up can be.
     pub fn pick(&self, source: IpAddr, tried: &[Arc<Member>]) -> Option<Place> {
-        let _ = (source, tried);
-        todo!("the proxy helper writes this")
+        [Health::Up, Health::Unknown]
+            .into_iter()
+            .find_map(|health| self.pick_among(health, source, tried))
+    }
+
+    fn pick_among(&self, health: Health, source: IpAddr, tried: &[Arc<Member>]) -> Option<Place> {
+        let scheduler = self.service.scheduler;
+        // A member may fill up between choice and taking; each such round leaves one fewer open.
+        for _ in 0..=self.members.len() {
+            let open = || {
+                let fits = |member: &&Arc<Member>| member.health() == health && member.open(tried);
+                self.members.iter().filter(fits)
+            };
+            // What is open may change between the two passes: an index that is gone by then is
+            // one more reason to look again.
+            let candidates = open().map(|member| member.candidate());
+            let index = scheduler::choose(scheduler, source, draw(), candidates)?;
+            if let Some(place) = open().nth(index).and_then(Place::take) {
+                return Some(place);
+            }
+        }
+        None
+    }
+}
+
+/// Adds one where that keeps it at or below `most`.
+fn take_one(count: &AtomicU32, most: u32) -> bool {
+    count
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now < most).then(|| now + 1))
+        .is_ok()
+}
+
+/// A random number from this thread's own generator.
+fn draw() -> u64 {
+    thread_local! {
+        static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(()));
+    }
+    STATE.with(|state| {
+        let next = state.get().wrapping_add(1);
+        state.set(next);
+        scheduler::mix(next)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::{Limits, Mode, Protocol, ProxyProtocol, Scheduler};
+
+    fn service(backends: &[(&str, u16, u32)]) -> Service {
+        let backend = |(n, &(name, weight, max_connections)): (usize, &(&str, u16, u32))| Backend {
+            name: name.into(),
+            address: format!("10.78.0.{}:1080", n + 11).parse().unwrap(),
+            weight,
+            max_connections,
+        };
+        Service {
+            name: "socks".into(),
+            listen: "10.77.0.100:1080".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            mode: Mode::Proxy,
+            scheduler: Scheduler::RoundRobin,
+            backends: backends.iter().enumerate().map(backend).collect(),
+            check: None,
+            limits: Limits {
+                max_connections: 100,
+                max_connections_per_source: 100,
+                connect_timeout: Duration::from_secs(1),
+                connect_retries: 1,
+                idle_timeout: Duration::from_secs(60),
+                half_close_timeout: Duration::from_secs(60),
+            },
+            proxy_protocol: ProxyProtocol::Off,
+        }
+    }
+
+    fn pool(backends: &[(&str, u16, u32)]) -> Pool {
+        Pool::new(Arc::new(service(backends)))
+    }
+
+    fn client() -> IpAddr {
+        "10.77.0.10".parse().unwrap()
+    }
+
+    fn name(place: Option<&Place>) -> Option<&str> {
+        place.map(|place| place.member.backend.name.as_str())
+    }
+
+    #[test]
+    fn only_eligible_members_are_chosen() {
+        let states = [
+            (Health::Up, Admin::Enabled, true),
+            (Health::Up, Admin::Drained, false),
+            (Health::Up, Admin::Disabled, false),
+            (Health::Down, Admin::Enabled, false),
+            (Health::Down, Admin::Drained, false),
+            (Health::Down, Admin::Disabled, false),
+            (Health::Unknown, Admin::Enabled, true),
+            (Health::Unknown, Admin::Drained, false),
+            (Health::Unknown, Admin::Disabled, false),
+        ];
+        for (health, admin, eligible) in states {
+            let pool = pool(&[("a", 1, 10)]);
+            pool.members[0].set_health(health, "test");
+            pool.members[0].set_admin(admin);
+            assert_eq!(pool.pick(client(), &[]).is_some(), eligible, "{health} {admin:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_not_probed_yet_waits_for_those_that_are_up() {
+        let pool = pool(&[("a", 1, 1), ("b", 1, 10)]);
+        pool.members[1].set_health(Health::Unknown, "test");
+        let first = pool.pick(client(), &[]);
+        assert_eq!(name(first.as_ref()), Some("a"));
+        // The one that is up is full.
+        assert_eq!(name(pool.pick(client(), &[]).as_ref()), Some("b"));
+    }
+
+    #[test]
+    fn a_tried_member_is_not_tried_again() {
+        let pool = pool(&[("a", 1, 10), ("b", 1, 10)]);
+        let tried = [pool.members[0].clone()];
+        for _ in 0..4 {
+            assert_eq!(name(pool.pick(client(), &tried).as_ref()), Some("b"));
+        }
+        assert!(pool.pick(client(), &pool.members).is_none());
+    }
+
+    #[test]
+    fn places_are_given_back() {
+        let pool = pool(&[("a", 1, 1)]);
+        let place = pool.pick(client(), &[]);
+        assert!(place.is_some() && pool.pick(client(), &[]).is_none());
+        drop(place);
+        assert!(pool.pick(client(), &[]).is_some());
+        assert_eq!(pool.members[0].total.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn threads_never_pass_a_limit() {
+        let pool = pool(&[("a", 3, 5), ("b", 1, 7)]);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        let place = pool.pick(client(), &[]);
+                        for member in &pool.members {
+                            let now = member.connections.load(Ordering::Relaxed);
+                            assert!(now <= member.backend.max_connections);
+                        }
+                        if draw().is_multiple_of(8) {
+                            std::thread::yield_now();
+                        }
+                        drop(place);
+                    }
+                });
+            }
+        });
+        for member in &pool.members {
+            assert_eq!(member.connections.load(Ordering::Relaxed), 0);
+        }
+    }
+
+    #[test]
+    fn admission_counts_against_service_and_source() {
+        let mut service = service(&[("a", 1, 10)]);
+        service.limits.max_connections = 3;
+        service.limits.max_connections_per_source = 2;
+        let pool = Pool::new(Arc::new(service));
+        let (one, two) = (client(), "10.77.0.11".parse().unwrap());
+        let first = pool.admit(one).unwrap();
+        let _second = pool.admit(one).unwrap();
+        assert_eq!(pool.admit(one).unwrap_err(), Refusal::Source);
+        let _third = pool.admit(two).unwrap();
+        assert_eq!(pool.admit(two).unwrap_err(), Refusal::Service);
+        drop(first);
+        pool.admit(one).unwrap();
+        let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        assert_eq!(counted(&pool.counters.accepted), 4);
+        assert_eq!(counted(&pool.counters.refused_service_limit), 1);
+        assert_eq!(counted(&pool.counters.refused_source_limit), 1);
+    }
+
+    #[test]
+    fn a_renewed_pool_keeps_what_is_known_of_its_members() {
+        let old = pool(&[("a", 1, 10), ("b", 1, 10)]);
+        old.members[0].set_health(Health::Down, "refused");
+        old.members[1].set_admin(Admin::Drained);
+        let place = Place::take(&old.members[0]).unwrap();
+        let _admission = old.admit(client()).unwrap();
+
+        let new = Pool::renewed(&old, Arc::new(service(&[("a", 9, 1), ("b", 1, 10), ("c", 1, 1)])));
+        // Without a check nothing says that it is down any more.
+        assert_eq!(new.members[0].health(), Health::Up);
+        assert_eq!(new.members[1].admin(), Admin::Drained);
+        assert_eq!(new.members[0].backend.weight, 9);
+        assert_eq!(new.connections.load(Ordering::Relaxed), 1);
+        // "a" has its one connection still, "b" is drained.
+        assert_eq!(name(new.pick(client(), &[]).as_ref()), Some("c"));
+        drop(place);
+        assert_eq!(new.members[0].connections.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn changes_are_told_here_and_in_renewed_pools() {
+        let old = pool(&[("a", 1, 10)]);
+        let mut changes = old.changes();
+        let new = Pool::renewed(&old, old.service.clone());
+        new.members[0].set_health(Health::Up, "as before");
+        assert!(!changes.has_changed().unwrap());
+        new.members[0].set_health(Health::Down, "refused");
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        new.members[0].set_admin(Admin::Disabled);
+        assert!(changes.has_changed().unwrap());
     }
 }

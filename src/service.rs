@@ -48,7 +48,7 @@ pub struct Backend {
 pub struct Limits {
     /// Most connections (or UDP sessions) of the service at once.
     pub max_connections: u32,
-    /// Most connections (or UDP sessions) of one source address at once.
+    /// Most connections (or UDP sessions) of one source at once: an IPv4 address or an IPv6 /64.
     pub max_connections_per_source: u32,
     /// How long one attempt to connect to a backend may take.
     pub connect_timeout: Duration,
