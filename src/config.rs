@@ -1,12 +1,48 @@
-//! TOML → raw (unknown keys denied) → [`Config`]: a `Config` in hand is correct.
+//! TOML → tables under a schema → [`Config`]; a `Config` in hand is correct.
+//!
+//! The way of a file: `Config::load` reads it, `toml` parses it into values with their places,
+//! `section` holds each table against its schema, and `node`, `election`, `checks` and `services`
+//! turn the tables into types. Whatever does not fit is reported with its place and what to write
+//! instead, and the reading goes on, so that one run tells everything that is wrong. No part of
+//! this looks at the machine; [`system`] does: whether its interfaces can carry what the file
+//! says.
+//!
+//! docs/config.md lists every key.
 
+use std::fs::File;
+use std::io::Read;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use baton_ha::config::HaConfig;
+use toml::de::DeTable;
 
-use crate::service::Service;
+use crate::service::{Check, Service};
+
+mod checks;
+mod cluster;
+mod duration;
+mod election;
+mod node;
+mod problem;
+mod section;
+mod services;
+mod value;
+mod vips;
+
+pub use duration::show as show_duration;
+pub use problem::{Errors, Place, Problem, Severity};
+
+use problem::{Report, Source};
+use section::{ROOT, Section};
+
+/// The file that is read where none is named.
+pub const DEFAULT_PATH: &str = "/etc/baton/baton.toml";
+
+/// Longest file that is read, in bytes.
+const LONGEST: u64 = 1 << 20;
 
 /// What the file means.
 #[derive(Debug, Clone)]
@@ -19,9 +55,15 @@ pub struct Config {
     pub cluster: String,
     /// Election, peers and VIPs; `None` without VIPs (a node that balances on its own addresses
     /// takes part in no election).
-    pub ha: HaConfig,
+    pub ha: Option<HaConfig>,
+    /// The VIPs' names, in the order of [`HaConfig::vips`]; empty without VIPs.
+    pub vip_names: Vec<String>,
     /// The services, in the order of the file.
     pub services: Vec<Arc<Service>>,
+    /// The checks, in the order of the file, those that no service uses too.
+    pub checks: Vec<Arc<Check>>,
+    /// What the file hardly means as it says it.
+    pub warnings: Vec<Problem>,
 }
 
 /// `[node]`.
@@ -40,14 +82,128 @@ pub struct Node {
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a file, without looking at the machine.
     pub fn load(path: &Path) -> Result<Self, Errors> {
-        let _ = path;
-        todo!("the config helper writes this")
+        let text = read(path)?;
+        Self::parse(path, &text)
+    }
+
+    /// What `text` means; `path` is what errors call it.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Errors> {
+        let source = Source::new(path, text);
+        let report = Report::default();
+        let document = match DeTable::parse(text) {
+            Ok(document) => document,
+            Err(error) => {
+                syntax(&source, &report, &error);
+                return Err(Errors::among(&source, report.into_drafts())
+                    .expect_err("a syntax error has been reported"));
+            }
+        };
+        // What a missing table is complained of at.
+        let start = 0..text.find('\n').unwrap_or(text.len());
+        let root = Section::new(&ROOT, document.get_ref(), start, &report);
+        let parts = Parts::read(&root);
+
+        let warnings = Errors::among(&source, report.into_drafts())?;
+        let Parts { node, cluster, vips, ha, checks, services } = parts;
+        Ok(Self {
+            path: path.to_owned(),
+            node: node.expect("without a node an error has been reported"),
+            cluster: cluster.name,
+            ha,
+            vip_names: vips.right.into_iter().map(|vip| vip.name).collect(),
+            services: services.into_iter().map(|listening| Arc::new(listening.service)).collect(),
+            checks: checks.into_iter().filter_map(|named| named.check).collect(),
+            warnings,
+        })
+    }
+
+    /// The name of a VIP.
+    pub fn vip_name(&self, address: IpAddr) -> Option<&str> {
+        let vips = self.ha.as_ref().map_or(&[][..], |ha| &ha.vips);
+        let index = vips.iter().position(|vip| vip.address == address)?;
+        self.vip_names.get(index).map(String::as_str)
     }
 }
 
-/// Everything that is wrong with a file, each with its place and what to write instead.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.join("\n"))]
-pub struct Errors(pub Vec<String>);
+/// The tables of a file, each read as far as it could be.
+struct Parts {
+    node: Option<Node>,
+    cluster: cluster::Cluster,
+    vips: vips::Vips,
+    ha: Option<HaConfig>,
+    checks: Vec<checks::Named>,
+    services: Vec<services::Listening>,
+}
+
+impl Parts {
+    fn read(root: &Section<'_>) -> Self {
+        let node = node::read(root);
+        let vips = vips::read(root);
+        let cluster = cluster::read(root, node.as_ref(), &vips.right);
+        let ha = election::read(root, node.as_ref(), &cluster, &vips.right);
+        let checks = checks::read(root);
+        let services = services::read(root, &vips, &checks);
+        Self { node, cluster, vips, ha, checks, services }
+    }
+}
+
+fn read(path: &Path) -> Result<String, Errors> {
+    let whole = |what: String, hint: &str| Errors::whole(path, what, hint);
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => whole(
+            "there is no such file".into(),
+            "write one, beginning from a sample in config/, or name another with -c FILE",
+        ),
+        std::io::ErrorKind::IsADirectory => {
+            whole("this is a directory".into(), "name the file in it: -c DIRECTORY/FILE")
+        }
+        _ => whole(
+            format!("can't be read: {error}"),
+            "make it readable, or name another with -c FILE",
+        ),
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(whole(
+            "is longer than 1 MiB, so it is hardly a configuration".into(),
+            "name another file with -c FILE",
+        ));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+        whole(
+            format!("line {line} is not valid UTF-8"),
+            "save the file in UTF-8, the encoding of TOML",
+        )
+    })
+}
+
+/// Reports what the TOML parser says, with what to write where that is clear.
+fn syntax(source: &Source, report: &Report, error: &toml::de::Error) {
+    let span = error.span().unwrap_or(0..0);
+    let found = source.text().get(span.clone()).unwrap_or_default().trim();
+    let message = error.message();
+    let (what, hint) = if message == "duplicate key" {
+        let word = section::shorten(found);
+        (
+            format!("`{word}` is there twice in one table"),
+            format!("write `{word}` once; for a list of tables, write its header in [[ ]]"),
+        )
+    } else if message.starts_with("string values must be quoted") {
+        match found {
+            "" => ("there is no value".into(), "write a value after the `=`".into()),
+            word => {
+                let word = section::shorten(word);
+                (format!("{word} is no value"), format!("write {word:?}: strings stand in quotes"))
+            }
+        }
+    } else {
+        (format!("this is not TOML: {message}"), "write `key = value` or `[table]`".into())
+    };
+    report.error(&span, what, hint);
+}

@@ -1,0 +1,410 @@
+//! `[election]`: who is Active, and on which paths the nodes hear each other.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use baton_ha::config::{
+    AnnounceConfig, ChecksumForm, Family, HaConfig, Path, Peer, Transport, Vip,
+};
+use baton_ha::vrrp::{AdverInterval, Preempt, Priority, Vrid};
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::Node;
+use super::cluster::Cluster;
+use super::section::{ANNOUNCE, At, ELECTION, Section};
+use super::value::{self, Read, complain};
+use super::vips;
+
+const INTERVAL: RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_millis(40_950);
+const VALID_LFT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// Most interfaces on which adverts travel.
+const MOST_INTERFACES: usize = 64;
+/// Most addresses that an advert can list (RFC 9568 §5.2.5).
+const MOST_ADDRESSES: usize = 255;
+/// Most announcements after a claim.
+const MOST_ANNOUNCEMENTS: usize = 32;
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Multicast,
+    Unicast,
+}
+
+/// The election of a file with VIPs; `None` without, and where it is wrong, which is reported.
+pub(super) fn read(
+    root: &Section<'_>,
+    node: Option<&Node>,
+    cluster: &Cluster,
+    vips: &[vips::Named],
+) -> Option<HaConfig> {
+    let report = root.report;
+    let section = root.section("election", &ELECTION);
+    if root.key_span("vips").is_none() {
+        if let Some(election) = &section {
+            let what = "there is an [election] and nothing to elect for: the file has no VIPs";
+            let hint =
+                "write [[vips]], or remove [election] to balance on this node's own addresses";
+            report.error(&election.span, what, hint);
+        } else if !cluster.peers.is_empty() {
+            let span = root.key_span("cluster").unwrap_or(0..0);
+            let what = "there are peers and no VIPs: this node takes part in no election";
+            report.warning(&span, what, "write [[vips]] and [election], or remove the peers");
+        }
+    } else if section.is_none() && root.key_span("election").is_none() {
+        let span = root.key_span("vips").unwrap_or(0..0);
+        let hint = "write [election] with `vrid = 51` under it";
+        report.error(&span, "there are VIPs and no [election] for them", hint);
+    }
+    let section = section?;
+    let settings = Settings::read(&section);
+    let vips: Vec<Vip> = vips.iter().map(|named| named.vip.clone()).collect();
+    let interfaces = interfaces(&section, &vips);
+    // What paths are complained of follows from all that is above: it means something only where
+    // that is right.
+    if vips.is_empty() || report.any_error() {
+        return None;
+    }
+    let paths = paths(&section, &settings, &interfaces, &vips, &cluster.peers);
+    Some(HaConfig {
+        node: node?.name.clone(),
+        vrid: settings.vrid?,
+        priority: settings.priority,
+        advert_interval: settings.advert_interval,
+        preempt: settings.preempt,
+        checksum: settings.checksum,
+        paths,
+        vips,
+        peers: cluster.peers.clone(),
+        announce: settings.announce,
+        valid_lft: settings.valid_lft,
+        realtime: settings.realtime,
+    })
+}
+
+/// The keys of `[election]` that stand for themselves.
+struct Settings {
+    vrid: Option<Vrid>,
+    priority: Priority,
+    preempt: Preempt,
+    advert_interval: AdverInterval,
+    transport: Kind,
+    checksum: ChecksumForm,
+    valid_lft: Duration,
+    realtime: bool,
+    announce: AnnounceConfig,
+}
+
+impl Settings {
+    fn read(section: &Section<'_>) -> Self {
+        let vrid = section.require("vrid", "51", value::integer(1..=u8::MAX));
+        let priority = section.take("priority", value::integer(1..=u8::MAX));
+        let preempt = section.take("preempt", value::boolean);
+        let advert_interval = section.take("advert_interval", advert_interval);
+        let transport = section.take(
+            "transport",
+            value::choice(&[("multicast", Kind::Multicast), ("unicast", Kind::Unicast)]),
+        );
+        let checksum = section.take(
+            "checksum",
+            value::choice(&[
+                ("plain", ChecksumForm::Plain),
+                ("pseudo-header", ChecksumForm::PseudoHeader),
+            ]),
+        );
+        let valid_lft = section.take("valid_lft", valid_lft);
+        let realtime = section.take("realtime", value::boolean);
+
+        if let Some(At { value: 254, span }) = &priority {
+            section.report.warning(
+                span,
+                "priority 254 is what a node advertises after `baton takeover`, so none can be \
+                 taken over from this one",
+                "write a number from 1 to 253, or 255 on the node whose own address the VIP is",
+            );
+        }
+        let advert_interval = advert_interval.map_or_else(default_interval, |at| at.value);
+        Self {
+            vrid: vrid.and_then(|at| Vrid::new(at.value)),
+            priority: Priority::new(priority.map_or(100, |at| at.value)),
+            preempt: match preempt.is_none_or(|at| at.value) {
+                true => Preempt::Enabled,
+                false => Preempt::Disabled,
+            },
+            advert_interval,
+            transport: transport.map_or(Kind::Multicast, |at| at.value),
+            checksum: checksum.map_or(DEFAULT_CHECKSUM, |at| at.value),
+            valid_lft: valid_lft.map_or_else(|| default_valid_lft(advert_interval), |at| at.value),
+            realtime: realtime.is_none_or(|at| at.value),
+            announce: announce(section),
+        }
+    }
+}
+
+/// Ten times the RFC's pace, which every node can keep: a Backup claims after 0.3 to 0.4 s.
+/// Nodes with other intervals learn it from the adverts.
+fn default_interval() -> AdverInterval {
+    AdverInterval::from_centiseconds(10).expect("10 is within 1 to 4095")
+}
+
+/// keepalived's own form, and FRR's, for IPv4; this side accepts both.
+const DEFAULT_CHECKSUM: ChecksumForm = ChecksumForm::PseudoHeader;
+
+/// How long the kernel keeps a VIP that nobody refreshes.
+///
+/// At least 2 s: several refreshes fit in, so that a daemon held up for a second does not lose
+/// its addresses. With slow adverts longer, since a Backup waits for three intervals anyway and a
+/// node held up for less than that is still Active; but a second less than that, because the
+/// kernel removes an address up to 0.8 s late, and it should be gone when a Backup claims.
+pub(super) fn default_valid_lft(interval: AdverInterval) -> Duration {
+    let backups_wait = interval.duration() * 3;
+    Duration::from_secs(backups_wait.as_secs().saturating_sub(1).max(2))
+}
+
+fn advert_interval(value: &Spanned<DeValue<'_>>) -> Read<AdverInterval> {
+    let duration = value::duration(INTERVAL)(value)?;
+    match AdverInterval::from_duration(duration) {
+        Some(interval) => Ok(interval),
+        None => {
+            let near = duration.as_millis() / 10 * 10;
+            complain(
+                format!("is {}, not a multiple of 10 ms", super::show_duration(duration)),
+                format!(
+                    "\"{near}ms\" or \"{}ms\": adverts carry hundredths of a second",
+                    near + 10
+                ),
+            )
+        }
+    }
+}
+
+fn valid_lft(value: &Spanned<DeValue<'_>>) -> Read<Duration> {
+    let duration = value::duration(VALID_LFT)(value)?;
+    match duration.subsec_nanos() {
+        0 => Ok(duration),
+        _ => complain(
+            format!("is {}, not whole seconds", super::show_duration(duration)),
+            format!(
+                "\"{}s\": the kernel counts address lifetimes in seconds",
+                duration.as_secs() + 1
+            ),
+        ),
+    }
+}
+
+fn announce(election: &Section<'_>) -> AnnounceConfig {
+    let default = AnnounceConfig::default();
+    let Some(section) = election.section("announce", &ANNOUNCE) else { return default };
+    let delay = value::duration(Duration::ZERO..=Duration::from_secs(60));
+    let schedule = section.take("schedule", value::list(1, MOST_ANNOUNCEMENTS, delay));
+    let refresh = section.take("refresh", |value| {
+        let refresh = value::duration(Duration::ZERO..=Duration::from_secs(24 * 3600))(value)?;
+        match refresh {
+            short if !short.is_zero() && short < Duration::from_secs(1) => complain(
+                format!("is {}, which floods the network", super::show_duration(short)),
+                "at least \"1s\", or \"0s\" for never",
+            ),
+            refresh => Ok(refresh),
+        }
+    });
+    let rival = section.take(
+        "rival_interval",
+        value::duration(Duration::from_millis(10)..=Duration::from_secs(60)),
+    );
+    let schedule = schedule.map_or(default.schedule, |list| ascending(&section, &list.value));
+    AnnounceConfig {
+        schedule,
+        refresh: refresh.map_or(default.refresh, |at| at.value),
+        rival_interval: rival.map_or(default.rival_interval, |at| at.value),
+    }
+}
+
+fn ascending(section: &Section<'_>, delays: &[At<Duration>]) -> Vec<Duration> {
+    if let Some(first) = delays.first().filter(|first| !first.value.is_zero()) {
+        let what = "`schedule` does not begin with \"0s\": the claim itself would not be announced";
+        section.report.error(&first.span, what, "write \"0s\" before it");
+    }
+    for pair in delays.windows(2).filter(|pair| pair[0].value >= pair[1].value) {
+        let what = format!(
+            "`schedule` has {} after {}",
+            super::show_duration(pair[1].value),
+            super::show_duration(pair[0].value)
+        );
+        section.report.error(&pair[1].span, what, "write the delays after the claim in order");
+    }
+    delays.iter().map(|delay| delay.value).collect()
+}
+
+/// `interfaces`; those that carry VIPs, in the order of the file, where it isn't there.
+fn interfaces(section: &Section<'_>, vips: &[Vip]) -> Vec<String> {
+    let mut carrying: Vec<String> = Vec::new();
+    let mut seen = HashSet::new();
+    for vip in vips {
+        if seen.insert(vip.interface.as_str()) {
+            carrying.push(vip.interface.clone());
+        }
+    }
+    let list = value::list(1, MOST_INTERFACES, value::interface);
+    let Some(listed) = section.take("interfaces", list) else {
+        if carrying.len() > MOST_INTERFACES {
+            let what = format!("VIPs are on {} interfaces", carrying.len());
+            let hint =
+                format!("write `interfaces`, with at most {MOST_INTERFACES}, for the adverts");
+            section.report.error(&section.span, what, hint);
+        }
+        return carrying;
+    };
+    let mut interfaces: Vec<String> = Vec::new();
+    for At { value: name, span } in &listed.value {
+        if interfaces.contains(name) {
+            let what = format!("`interfaces` names {name:?} twice");
+            section.report.error(span, what, "write it once");
+        } else {
+            interfaces.push(name.clone());
+        }
+    }
+    if let Some(silent) = carrying.iter().find(|name| !interfaces.contains(name)) {
+        let what = format!("VIPs are on {silent:?}, where no adverts travel");
+        let hint = format!("write {silent:?} in `interfaces`, or nodes cut off there go unnoticed");
+        section.report.warning(&listed.span, what, hint);
+    }
+    interfaces
+}
+
+/// One path for each interface and each family that the VIPs have.
+fn paths(
+    section: &Section<'_>,
+    settings: &Settings,
+    interfaces: &[String],
+    vips: &[Vip],
+    peers: &[Peer],
+) -> Vec<Path> {
+    let mut paths = Vec::new();
+    for interface in interfaces {
+        for family in [Family::V4, Family::V6] {
+            let addresses = advertised(interface, family, vips);
+            if addresses.is_empty() {
+                continue;
+            }
+            if addresses.len() > MOST_ADDRESSES {
+                let what = format!(
+                    "an advert on {interface:?} would list {} {} addresses; it holds {MOST_ADDRESSES}",
+                    addresses.len(),
+                    family_name(family),
+                );
+                section.report.error(&section.span, what, "write fewer [[vips]]");
+            }
+            let transport = match settings.transport {
+                Kind::Multicast => Transport::Multicast,
+                Kind::Unicast => match unicast(interface, family, interfaces, vips, peers) {
+                    targets if targets.is_empty() => continue,
+                    targets => Transport::Unicast(targets),
+                },
+            };
+            paths.push(Path { interface: interface.clone(), family, transport, addresses });
+        }
+    }
+    if matches!(settings.transport, Kind::Unicast) {
+        let span = section.value_span("transport").unwrap_or(section.span.clone());
+        unicast_complaints(section, &span, interfaces, &paths, peers);
+    }
+    paths
+}
+
+/// The addresses that an advert lists. For IPv6 link-local addresses come first (RFC 9568
+/// §5.2.9); else they are in the order of the file.
+fn advertised(interface: &str, family: Family, vips: &[Vip]) -> Vec<IpAddr> {
+    let of_family = || vips.iter().filter(|vip| Family::of(vip.address) == family);
+    let own: Vec<_> = of_family().filter(|vip| vip.interface == interface).collect();
+    let listed = if own.is_empty() { of_family().collect() } else { own };
+    let mut addresses: Vec<_> = listed.into_iter().map(|vip| vip.address).collect();
+    addresses.sort_by_key(|address| !link_local(*address));
+    addresses
+}
+
+/// The peers' addresses that a path reaches: those in the network of one of its interface's
+/// VIPs; where there are none, those in the network of no VIP of another interface. A link-local
+/// address is reached on every interface.
+fn unicast(
+    interface: &str,
+    family: Family,
+    interfaces: &[String],
+    vips: &[Vip],
+    peers: &[Peer],
+) -> Vec<IpAddr> {
+    let all: Vec<IpAddr> = peers
+        .iter()
+        .flat_map(|peer| peer.addresses.iter().copied())
+        .filter(|address| Family::of(*address) == family)
+        .collect();
+    let in_network = |address: IpAddr, vip: &Vip| {
+        !link_local(address) && vips::same_network(vip.address, address, vip.prefix)
+    };
+    let here = |address: IpAddr| {
+        vips.iter().any(|vip| vip.interface == interface && in_network(address, vip))
+    };
+    let elsewhere = |address: IpAddr| {
+        vips.iter().any(|vip| {
+            vip.interface != interface
+                && interfaces.contains(&vip.interface)
+                && in_network(address, vip)
+        })
+    };
+    let any_here = all.iter().any(|address| here(*address));
+    all.into_iter()
+        .filter(|address| {
+            link_local(*address) || if any_here { here(*address) } else { !elsewhere(*address) }
+        })
+        .collect()
+}
+
+fn unicast_complaints(
+    section: &Section<'_>,
+    span: &std::ops::Range<usize>,
+    interfaces: &[String],
+    paths: &[Path],
+    peers: &[Peer],
+) {
+    if peers.is_empty() {
+        let what = "`transport` is \"unicast\" and there are no peers to send to";
+        let hint = "write [[cluster.peers]] with their addresses, or `transport = \"multicast\"`";
+        return section.report.error(span, what, hint);
+    }
+    for interface in interfaces {
+        if !paths.iter().any(|path| path.interface == *interface) {
+            let what = format!("no peer has an address that adverts on {interface:?} could go to");
+            let hint = format!(
+                "write the peers' addresses on {interface:?} under [[cluster.peers]], or leave it \
+                 out of `interfaces`"
+            );
+            section.report.error(span, what, hint);
+        }
+    }
+    let reached = |address: &IpAddr| {
+        paths.iter().any(|path| match &path.transport {
+            Transport::Unicast(targets) => targets.contains(address),
+            Transport::Multicast => true,
+        })
+    };
+    for peer in peers.iter().filter(|peer| !peer.addresses.iter().any(reached)) {
+        let what =
+            format!("no advert goes to peer {:?}: none of its addresses is on a path", peer.name);
+        let hint = "write its address in a VIP's network under [[cluster.peers]]";
+        section.report.error(span, what, hint);
+    }
+}
+
+fn link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// `IPv4` or `IPv6`.
+pub(super) fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
