@@ -307,7 +307,8 @@ mod tests {
     fn verdicts_and_results() {
         use Verdict::{Down, Unknown, Up};
         let (ok, no) = (Ok(()), Err("no"));
-        let table: Vec<(Verdict, Result<(), &str>, Verdict, Vec<Output>)> = vec![
+        type Row<'a> = (Verdict, Result<(), &'a str>, Verdict, Vec<Output>);
+        let table: Vec<Row> = vec![
             (Unknown, ok, Up { failures: 0 }, changed(Health::Unknown, Health::Up, "answers")),
             (Unknown, no, Down { successes: 0 }, changed(Health::Unknown, Health::Down, "no")),
             (Up { failures: 0 }, ok, Up { failures: 0 }, says("answers")),

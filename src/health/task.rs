@@ -1,0 +1,180 @@
+//! One backend's check: feeds the machine with time and results, runs the probe it asks for, and
+//! tells the members what it says.
+
+use std::future::pending;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{info, warn};
+
+use super::Job;
+use super::machine::{Input, Machine, Output, ProbeId, Timing};
+use super::probe::{self, Progress};
+use crate::pool::{Health, Member};
+
+/// A member that a check speaks for.
+#[derive(Debug)]
+pub(super) struct Subscriber {
+    /// Name of the service that it is a backend of.
+    pub(super) service: String,
+    pub(super) member: Arc<Member>,
+}
+
+/// All of them, and what the check says.
+#[derive(Debug, Default)]
+pub(super) struct Subscribers(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    /// `None` before the first result.
+    verdict: Option<(Health, String)>,
+    members: Vec<Subscriber>,
+}
+
+impl Subscribers {
+    /// Speaks for these members from now on, and tells them what is known.
+    pub(super) fn replace(&self, members: Vec<Subscriber>) {
+        let mut told = self.0.lock().expect("no panic while it is held");
+        told.members = members;
+        told.tell();
+    }
+
+    fn say(&self, health: Health, reason: String) {
+        let mut told = self.0.lock().expect("no panic while it is held");
+        told.verdict = Some((health, reason));
+        told.tell();
+    }
+
+    fn note_probe(&self, took: Duration) {
+        let told = self.0.lock().expect("no panic while it is held");
+        told.members.iter().for_each(|subscriber| subscriber.member.note_probe(took));
+    }
+}
+
+impl Told {
+    fn tell(&self) {
+        let Some((to, reason)) = &self.verdict else { return };
+        for Subscriber { service, member } in &self.members {
+            let from = member.set_health(*to, reason);
+            if from == *to {
+                continue;
+            }
+            let (backend, address) = (&member.backend.name, member.backend.address);
+            match to {
+                Health::Down => {
+                    warn!(service, backend, %address, %from, %to, reason, "backend is down");
+                }
+                Health::Up | Health::Unknown => {
+                    info!(service, backend, %address, %from, %to, reason, "backend is up");
+                }
+            }
+        }
+    }
+}
+
+/// A probe on its way, and the place it takes.
+struct Flight {
+    id: ProbeId,
+    started: Instant,
+    progress: Arc<Progress>,
+    probe: Pin<Box<dyn Future<Output = Result<(), String>> + Send>>,
+    place: OwnedSemaphorePermit,
+}
+
+/// Checks for ever.
+pub(super) async fn check(
+    job: Job,
+    seed: u64,
+    subscribers: Arc<Subscribers>,
+    places: Arc<Semaphore>,
+) {
+    let job = Arc::new(job);
+    let mut machine = Machine::new(now(), Timing::new(&job.check), seed);
+    let mut flight: Option<Flight> = None;
+    let mut place: Option<OwnedSemaphorePermit> = None;
+    loop {
+        let due = machine.poll_timeout().expect("a backend is always checked again");
+        tokio::select! {
+            // The result first: one that is there when the time is up counts.
+            biased;
+            result = result_of(&mut flight) => {
+                if let Some(Flight { id, started, .. }) = flight.take() {
+                    subscribers.note_probe(now() - started);
+                    machine.handle_input(now(), Input::Finished(id, result));
+                }
+            }
+            // Unconstrained: a probe that always finds something to read must not keep the time
+            // from being up.
+            () = tokio::task::unconstrained(tokio::time::sleep_until(due.into())) => {
+                match &flight {
+                    Some(Flight { id, progress, .. }) => {
+                        machine.handle_input(now(), Input::Reached(*id, progress.reached()));
+                    }
+                    None => place = Some(free_place(&job, &places).await),
+                }
+                machine.handle_timeout(now());
+            }
+        }
+        while let Some(output) = machine.poll_output() {
+            match output {
+                Output::StartProbe(id) => {
+                    let place = place.take().expect("taken above, or the cancelled probe's");
+                    flight = Some(take_off(&job, id, place));
+                }
+                Output::CancelProbe(_) => {
+                    // Dropping the probe ends it; its place is the next one's if that starts now.
+                    if let Some(cancelled) = flight.take() {
+                        subscribers.note_probe(now() - cancelled.started);
+                        place = Some(cancelled.place);
+                    }
+                }
+                Output::HealthChanged { from: _, to, reason } => subscribers.say(to, reason),
+                Output::ReasonChanged(reason) => subscribers.say(machine.health(), reason),
+            }
+        }
+        place = None;
+    }
+}
+
+fn take_off(job: &Arc<Job>, id: ProbeId, place: OwnedSemaphorePermit) -> Flight {
+    let progress = Arc::new(Progress::default());
+    let probe = {
+        let (job, progress) = (Arc::clone(job), Arc::clone(&progress));
+        async move {
+            let result = probe::run(&job.check.probe, &job.target, &progress).await;
+            result.map_err(|error| error.to_string())
+        }
+    };
+    Flight { id, started: now(), progress, probe: Box::pin(probe), place }
+}
+
+/// Never, without a probe.
+async fn result_of(flight: &mut Option<Flight>) -> Result<(), String> {
+    match flight {
+        Some(flight) => flight.probe.as_mut().await,
+        None => pending().await,
+    }
+}
+
+/// Waits for its turn, before the time of the probe begins to count.
+async fn free_place(job: &Job, places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    let asked = now();
+    let place = Arc::clone(places).acquire_owned().await.expect("nobody closes the semaphore");
+    let waited = now() - asked;
+    if waited > job.check.interval {
+        warn!(
+            check = job.check.name,
+            address = %job.target.address,
+            ?waited,
+            "a probe started late: too many are in flight; lengthen intervals or shorten timeouts"
+        );
+    }
+    place
+}
+
+/// The runtime's clock, which tests can stop.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
