@@ -12,6 +12,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,20 +24,25 @@ use crate::service::{Check, Service};
 
 mod checks;
 mod cluster;
+mod describe;
 mod duration;
 mod election;
 mod node;
 mod problem;
+mod reload;
 mod section;
 mod services;
+pub mod system;
 mod value;
 mod vips;
 
+pub use describe::{active_down_interval, describe, describe_json};
 pub use duration::show as show_duration;
 pub use problem::{Errors, Place, Problem, Severity};
+pub use reload::reload_blockers;
 
 use problem::{Report, Source};
-use section::{ROOT, Section};
+use section::{At, ROOT, Section};
 
 /// The file that is read where none is named.
 pub const DEFAULT_PATH: &str = "/etc/baton/baton.toml";
@@ -64,6 +70,21 @@ pub struct Config {
     pub checks: Vec<Arc<Check>>,
     /// What the file hardly means as it says it.
     pub warnings: Vec<Problem>,
+    source: Source,
+    places: Places,
+}
+
+/// Where the file says what the machine must have; [`system`] points there.
+#[derive(Debug, Clone)]
+struct Places {
+    /// Of each VIP.
+    vips: Vec<vips::Places>,
+    /// Each of `election.interfaces` that the file names.
+    interfaces: Vec<At<String>>,
+    /// Of each service: where it listens.
+    services: Vec<Range<usize>>,
+    /// Of each check: its name.
+    checks: Vec<Range<usize>>,
 }
 
 /// `[node]`.
@@ -106,17 +127,7 @@ impl Config {
         let parts = Parts::read(&root);
 
         let warnings = Errors::among(&source, report.into_drafts())?;
-        let Parts { node, cluster, vips, ha, checks, services } = parts;
-        Ok(Self {
-            path: path.to_owned(),
-            node: node.expect("without a node an error has been reported"),
-            cluster: cluster.name,
-            ha,
-            vip_names: vips.right.into_iter().map(|vip| vip.name).collect(),
-            services: services.into_iter().map(|listening| Arc::new(listening.service)).collect(),
-            checks: checks.into_iter().filter_map(|named| named.check).collect(),
-            warnings,
-        })
+        Ok(parts.join(source, warnings))
     }
 
     /// The name of a VIP.
@@ -132,7 +143,7 @@ struct Parts {
     node: Option<Node>,
     cluster: cluster::Cluster,
     vips: vips::Vips,
-    ha: Option<HaConfig>,
+    election: election::Election,
     checks: Vec<checks::Named>,
     services: Vec<services::Listening>,
 }
@@ -142,10 +153,33 @@ impl Parts {
         let node = node::read(root);
         let vips = vips::read(root);
         let cluster = cluster::read(root, node.as_ref(), &vips.right);
-        let ha = election::read(root, node.as_ref(), &cluster, &vips.right);
+        let election = election::read(root, node.as_ref(), &cluster, &vips.right);
         let checks = checks::read(root);
         let services = services::read(root, &vips, &checks);
-        Self { node, cluster, vips, ha, checks, services }
+        Self { node, cluster, vips, election, checks, services }
+    }
+
+    /// What they mean together; none of them may have been wrong.
+    fn join(self, source: Source, warnings: Vec<Problem>) -> Config {
+        let places = Places {
+            vips: self.vips.right.iter().map(|vip| vip.places.clone()).collect(),
+            interfaces: self.election.listed,
+            services: self.services.iter().map(|service| service.place.clone()).collect(),
+            checks: self.checks.iter().map(|check| check.name.span.clone()).collect(),
+        };
+        let services = self.services.into_iter().map(|listening| Arc::new(listening.service));
+        Config {
+            path: source.path().to_owned(),
+            node: self.node.expect("without a node an error has been reported"),
+            cluster: self.cluster.name,
+            ha: self.election.ha,
+            vip_names: self.vips.right.into_iter().map(|vip| vip.name).collect(),
+            services: services.collect(),
+            checks: self.checks.into_iter().filter_map(|named| named.check).collect(),
+            warnings,
+            source,
+            places,
+        }
     }
 }
 

@@ -15,6 +15,7 @@
 //! * [`balancer`]: composition root.
 //! * [`control`]: the unix socket.
 //! * [`lab`]: network namespaces and drills.
+//! * [`table`]: aligned tables for the terminal.
 //! * [`cli`]: one clap tree.
 
 pub mod balancer;
@@ -28,3 +29,4 @@ pub mod proxy;
 pub mod scheduler;
 pub mod service;
 pub mod sources;
+pub mod table;

@@ -34,16 +34,26 @@ enum Kind {
     Unicast,
 }
 
-/// The election of a file with VIPs; `None` without, and where it is wrong, which is reported.
+/// `[election]` with all that it decides on.
+#[derive(Debug, Default)]
+pub(super) struct Election {
+    /// `None` without VIPs, and where something is wrong.
+    pub(super) ha: Option<HaConfig>,
+    /// `interfaces`, where the file has it.
+    pub(super) listed: Vec<At<String>>,
+}
+
+/// The election; what is wrong is reported.
 pub(super) fn read(
     root: &Section<'_>,
     node: Option<&Node>,
     cluster: &Cluster,
     vips: &[vips::Named],
-) -> Option<HaConfig> {
+) -> Election {
     let report = root.report;
     let section = root.section("election", &ELECTION);
-    if root.key_span("vips").is_none() {
+    let balances_alone = root.is_absent_or_empty("vips");
+    if balances_alone {
         if let Some(election) = &section {
             let what = "there is an [election] and nothing to elect for: the file has no VIPs";
             let hint =
@@ -59,19 +69,26 @@ pub(super) fn read(
         let hint = "write [election] with `vrid = 51` under it";
         report.error(&span, "there are VIPs and no [election] for them", hint);
     }
-    let section = section?;
+    let Some(section) = section else { return Election::default() };
     let settings = Settings::read(&section);
     let vips: Vec<Vip> = vips.iter().map(|named| named.vip.clone()).collect();
-    let interfaces = interfaces(&section, &vips);
+    let carrying = carrying(&vips);
+    let listed = listed(&section, &carrying);
     // What paths are complained of follows from all that is above: it means something only where
     // that is right.
-    if vips.is_empty() || report.any_error() {
-        return None;
-    }
+    let (Some(node), Some(vrid), false) =
+        (node, settings.vrid, balances_alone || report.any_error())
+    else {
+        return Election { ha: None, listed };
+    };
+    let interfaces = match listed.is_empty() {
+        true => carrying,
+        false => listed.iter().map(|at| at.value.clone()).collect(),
+    };
     let paths = paths(&section, &settings, &interfaces, &vips, &cluster.peers);
-    Some(HaConfig {
-        node: node?.name.clone(),
-        vrid: settings.vrid?,
+    let ha = HaConfig {
+        node: node.name.clone(),
+        vrid,
         priority: settings.priority,
         advert_interval: settings.advert_interval,
         preempt: settings.preempt,
@@ -82,7 +99,8 @@ pub(super) fn read(
         announce: settings.announce,
         valid_lft: settings.valid_lft,
         realtime: settings.realtime,
-    })
+    };
+    Election { ha: Some(ha), listed }
 }
 
 /// The keys of `[election]` that stand for themselves.
@@ -238,40 +256,36 @@ fn ascending(section: &Section<'_>, delays: &[At<Duration>]) -> Vec<Duration> {
     delays.iter().map(|delay| delay.value).collect()
 }
 
-/// `interfaces`; those that carry VIPs, in the order of the file, where it isn't there.
-fn interfaces(section: &Section<'_>, vips: &[Vip]) -> Vec<String> {
-    let mut carrying: Vec<String> = Vec::new();
+/// The interfaces that carry VIPs, in the order of the file.
+fn carrying(vips: &[Vip]) -> Vec<String> {
     let mut seen = HashSet::new();
-    for vip in vips {
-        if seen.insert(vip.interface.as_str()) {
-            carrying.push(vip.interface.clone());
-        }
-    }
+    let first = |vip: &&Vip| seen.insert(vip.interface.clone());
+    vips.iter().filter(first).map(|vip| vip.interface.clone()).collect()
+}
+
+/// `interfaces`; empty where it isn't there.
+fn listed(section: &Section<'_>, carrying: &[String]) -> Vec<At<String>> {
     let list = value::list(1, MOST_INTERFACES, value::interface);
-    let Some(listed) = section.take("interfaces", list) else {
+    let Some(At { value: listed, span }) = section.take("interfaces", list) else {
         if carrying.len() > MOST_INTERFACES {
             let what = format!("VIPs are on {} interfaces", carrying.len());
-            let hint =
-                format!("write `interfaces`, with at most {MOST_INTERFACES}, for the adverts");
+            let hint = format!("write `interfaces`, at most {MOST_INTERFACES}, for the adverts");
             section.report.error(&section.span, what, hint);
         }
-        return carrying;
+        return Vec::new();
     };
-    let mut interfaces: Vec<String> = Vec::new();
-    for At { value: name, span } in &listed.value {
-        if interfaces.contains(name) {
+    for (index, At { value: name, span }) in listed.iter().enumerate() {
+        if listed[..index].iter().any(|other| other.value == *name) {
             let what = format!("`interfaces` names {name:?} twice");
             section.report.error(span, what, "write it once");
-        } else {
-            interfaces.push(name.clone());
         }
     }
-    if let Some(silent) = carrying.iter().find(|name| !interfaces.contains(name)) {
+    if let Some(silent) = carrying.iter().find(|name| !listed.iter().any(|at| at.value == **name)) {
         let what = format!("VIPs are on {silent:?}, where no adverts travel");
         let hint = format!("write {silent:?} in `interfaces`, or nodes cut off there go unnoticed");
-        section.report.warning(&listed.span, what, hint);
+        section.report.warning(&span, what, hint);
     }
-    interfaces
+    listed
 }
 
 /// One path for each interface and each family that the VIPs have.

@@ -116,6 +116,18 @@ impl fmt::Display for Errors {
 }
 
 impl Problem {
+    /// As `baton check --json` gives it; `line` and `column` are null without a place.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "severity": self.severity.to_string(),
+            "file": self.path.display().to_string(),
+            "line": self.place.as_ref().map(|place| place.line),
+            "column": self.place.as_ref().map(|place| place.column),
+            "what": self.what,
+            "hint": self.hint,
+        })
+    }
+
     /// `FILE:LINE:COLUMN`, or the file alone.
     pub fn location(&self) -> String {
         match &self.place {
@@ -216,6 +228,10 @@ pub(super) struct Source {
 impl Source {
     pub(super) fn new(path: &Path, text: &str) -> Self {
         Self { path: path.to_owned(), text: text.into() }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn text(&self) -> &str {

@@ -147,6 +147,12 @@ impl<'d> Section<'d> {
         self.get(key).map(|(span, _)| span)
     }
 
+    /// Whether a list of tables is not there, or there without a table.
+    pub(super) fn is_absent_or_empty(&self, key: &str) -> bool {
+        let items = self.get(key).map(|(_, value)| value.get_ref().as_array());
+        items.is_none_or(|items| items.is_some_and(|items| items.is_empty()))
+    }
+
     /// A value that is a string, whatever else may be wrong with it.
     pub(super) fn peek(&self, key: &str) -> Option<&'d str> {
         self.get(key).and_then(|(_, value)| value.get_ref().as_str())

@@ -23,6 +23,7 @@ pub(super) struct Named {
 #[derive(Debug, Clone)]
 pub(super) struct Places {
     pub(super) address: Range<usize>,
+    pub(super) interface: Range<usize>,
 }
 
 /// The VIPs of the file.
@@ -69,7 +70,7 @@ pub(super) fn read(root: &Section<'_>) -> Vips {
                 prefix: address.value.1,
                 interface: interface.value,
             },
-            places: Places { address: address.span },
+            places: Places { address: address.span, interface: interface.span },
         });
     }
     vips

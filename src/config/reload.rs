@@ -1,0 +1,99 @@
+//! What a new file may change while the daemon runs.
+//!
+//! Services, backends and checks can. The node, its election and its VIPs can't yet: the sockets,
+//! the real-time thread and the addresses are set up from them once.
+
+use baton_ha::config::{HaConfig, Transport};
+
+use super::{Config, show_duration};
+
+/// Each key of which `new` says something else than `old` and which needs a restart:
+/// `election.priority: 200 → 150`. Empty: the new file can be applied.
+pub fn reload_blockers(old: &Config, new: &Config) -> Vec<String> {
+    let (old, new) = (fixed(old), fixed(new));
+    let mut blockers = Vec::new();
+    for (key, was) in &old {
+        match new.iter().find(|(other, _)| other == key) {
+            Some((_, is)) if is == was => {}
+            Some((_, is)) => blockers.push(format!("{key}: {was} → {is}")),
+            None => blockers.push(format!("{key}: {was} → removed")),
+        }
+    }
+    for (key, is) in &new {
+        if !old.iter().any(|(other, _)| other == key) {
+            blockers.push(format!("{key}: new, {is}"));
+        }
+    }
+    blockers
+}
+
+/// What can't change, key by key, in words.
+fn fixed(config: &Config) -> Vec<(String, String)> {
+    let node = &config.node;
+    let mut facts: Vec<(String, String)> = [
+        ("node.name", node.name.clone()),
+        ("node.control", node.control.display().to_string()),
+        ("node.shutdown_grace", show_duration(node.shutdown_grace)),
+        ("node.workers", node.workers.to_string()),
+        ("node.log", node.log.clone()),
+        ("cluster.name", config.cluster.clone()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .to_vec();
+    if let Some(ha) = &config.ha {
+        facts.extend(election(ha));
+        for (vip, name) in ha.vips.iter().zip(&config.vip_names) {
+            let what = format!("{}/{} on {}", vip.address, vip.prefix, vip.interface);
+            facts.push((format!("vips.{name}"), what));
+        }
+        for peer in &ha.peers {
+            let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
+            facts.push((format!("cluster.peers.{}", peer.name), addresses.join(", ")));
+        }
+    }
+    facts
+}
+
+fn election(ha: &HaConfig) -> impl Iterator<Item = (String, String)> {
+    // Destructured so that a new field is thought of here.
+    let HaConfig {
+        node: _,
+        vrid,
+        priority,
+        advert_interval,
+        preempt,
+        checksum,
+        paths,
+        vips: _,
+        peers: _,
+        announce,
+        valid_lft,
+        realtime,
+    } = ha;
+    let paths: Vec<String> = paths
+        .iter()
+        .map(|path| {
+            let transport = match &path.transport {
+                Transport::Multicast => "multicast".to_owned(),
+                Transport::Unicast(targets) => format!("unicast to {targets:?}"),
+            };
+            format!("{} {:?} {transport} {:?}", path.interface, path.family, path.addresses)
+        })
+        .collect();
+    let schedule: Vec<_> = announce.schedule.iter().copied().map(show_duration).collect();
+    [
+        ("vrid", vrid.to_string()),
+        ("priority", priority.to_string()),
+        ("advert_interval", show_duration(advert_interval.duration())),
+        ("preempt", format!("{preempt:?}").to_lowercase()),
+        ("checksum", format!("{checksum:?}").to_lowercase()),
+        ("paths", paths.join("; ")),
+        ("announce.schedule", schedule.join(", ")),
+        ("announce.refresh", show_duration(announce.refresh)),
+        ("announce.rival_interval", show_duration(announce.rival_interval)),
+        ("valid_lft", show_duration(*valid_lft)),
+        ("realtime", realtime.to_string()),
+    ]
+    .map(|(key, value)| (format!("election.{key}"), value))
+    .into_iter()
+}
