@@ -178,3 +178,48 @@ async fn free_place(job: &Job, places: &Arc<Semaphore>) -> OwnedSemaphorePermit 
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::probe::Target;
+    use crate::service::{Backend, Check, Probe};
+    use std::net::TcpListener;
+
+    /// A probe that waits for its place is late, not failed, even behind one that always runs
+    /// out of time.
+    #[tokio::test]
+    async fn waiting_for_a_place_is_no_failure() {
+        let places = Arc::new(Semaphore::new(1));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let start = |probe, name: &str, milliseconds| {
+            let interval = Duration::from_millis(milliseconds);
+            let address = listener.local_addr().expect("an address");
+            let target = Target { address, backend: String::new(), service: String::new() };
+            let name = name.to_owned();
+            let check =
+                Check { name, probe, interval, timeout: interval, rise: 1, fall: 1, port: None };
+            let backend = Backend { name: "b".into(), address, weight: 1, max_connections: 1 };
+            let member = Arc::new(Member::new(backend, true));
+            let subscribers = Arc::new(Subscribers::default());
+            let subscriber = Subscriber { service: "s".into(), member: Arc::clone(&member) };
+            subscribers.replace(vec![subscriber]);
+            let job = Job { target, check: Arc::new(check) };
+            let task = tokio::spawn(super::check(job, 1, subscribers, Arc::clone(&places)));
+            (member, task)
+        };
+        let hanging = Probe::SendExpect { send: Vec::new(), expect: b"never".to_vec() };
+        let (hangs, one) = start(hanging, "hangs", 300);
+        let (good, two) = start(Probe::Tcp, "good", 100);
+        let mut verdicts = Vec::new();
+        for _ in 0..200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            verdicts.push(good.health());
+        }
+        assert_eq!(hangs.health(), Health::Down);
+        assert_eq!(good.health(), Health::Up);
+        assert!(!verdicts.contains(&Health::Down), "{}", good.report().reason);
+        one.abort();
+        two.abort();
+    }
+}
