@@ -1,0 +1,118 @@
+//! A session once it has its backend: both directions, and the times that end it.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::half::{Half, Tools};
+use super::seat::{Order, Seat};
+use crate::pool::ServiceCounters;
+use crate::service::Limits;
+
+/// How a session ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Both sides have ended properly.
+    Closed,
+    /// No byte for the idle or half-close timeout.
+    Idle,
+    /// One side reset, vanished, or failed.
+    Failed(io::Error),
+    /// Told so; never [`Order::Elsewhere`].
+    Told(Order),
+}
+
+/// Carries bytes between the two until the session ends. The caller resets both sides unless it
+/// is [`End::Closed`].
+pub(crate) async fn join(
+    client: &TcpStream,
+    backend: &TcpStream,
+    limits: &Limits,
+    counters: &ServiceCounters,
+    seat: &Seat,
+    tools: &RefCell<Tools>,
+) -> End {
+    let mut joined = Joined {
+        inward: Half::new(),
+        outward: Half::new(),
+        last_byte: Instant::now(),
+        limits,
+        counters,
+    };
+    let mut timer = pin!(sleep(limits.idle_timeout));
+    poll_fn(|cx| {
+        if let Poll::Ready(order @ (Order::Disabled | Order::Yield)) = seat.poll_order(cx.waker()) {
+            return Poll::Ready(End::Told(order));
+        }
+        match joined.poll_halves(cx, client, backend, &mut tools.borrow_mut()) {
+            Poll::Ready(Ok(())) => return Poll::Ready(End::Closed),
+            Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(error)),
+            Poll::Pending => {}
+        }
+        joined.poll_timer(cx, timer.as_mut()).map(|()| End::Idle)
+    })
+    .await
+}
+
+struct Joined<'a> {
+    inward: Half,
+    outward: Half,
+    last_byte: Instant,
+    limits: &'a Limits,
+    counters: &'a ServiceCounters,
+}
+
+impl Joined<'_> {
+    fn poll_halves(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &TcpStream,
+        backend: &TcpStream,
+        tools: &mut Tools,
+    ) -> Poll<io::Result<()>> {
+        let (mut bytes_in, mut bytes_out) = (0, 0);
+        let inward = self.inward.poll(cx, client, backend, tools, &mut bytes_in);
+        let outward = self.outward.poll(cx, backend, client, tools, &mut bytes_out);
+        if bytes_in + bytes_out > 0 {
+            self.last_byte = Instant::now();
+            count(&self.counters.bytes_in, bytes_in);
+            count(&self.counters.bytes_out, bytes_out);
+        }
+        match (inward, outward) {
+            (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+            (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,
+        }
+    }
+
+    /// Ready once no byte has moved for too long. The timer is not moved with every byte: when it
+    /// goes off, it is set anew to what is left.
+    fn poll_timer(&self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<()> {
+        let half_closed = self.inward.is_done() || self.outward.is_done();
+        let patience =
+            if half_closed { self.limits.half_close_timeout } else { self.limits.idle_timeout };
+        let end = self.last_byte + patience;
+        if timer.deadline() > end {
+            timer.as_mut().reset(end);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if timer.deadline() >= end {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(end);
+        }
+        Poll::Pending
+    }
+}
+
+fn count(counter: &AtomicU64, bytes: usize) {
+    if bytes > 0 {
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
