@@ -23,8 +23,8 @@ pub const CLAIM_ADVERTS: u8 = 5;
 /// Time between two adverts of a takeover's claim; no longer than the shortest interval.
 pub const CLAIM_SPACING: Duration = Duration::from_millis(10);
 
-/// An Active that sent an advert less than this ago need not answer a rival with another one:
-/// the rival is about to read the last. It bounds what a flood of adverts can make a node send.
+/// The shortest time between an advert and an answer to a rival: it bounds what a flood of adverts
+/// can make a node send.
 pub const ANSWER_SPACING: Duration = Duration::from_millis(1);
 
 /// What a virtual router must know; correct by construction.
@@ -220,7 +220,9 @@ enum Standing {
     Elected,
     /// A takeover that deposes whoever is Active: 255.
     Claiming {
-        /// Adverts of the claim still to be sent.
+        /// Adverts of the claim still to be sent. After the last it goes on for
+        /// [`CLAIM_SPACING`]: a rival that claims at the same time and is about to hear that
+        /// advert must not find this node at 254, or both would give way.
         left: u8,
         insist_until: Instant,
     },
@@ -424,7 +426,8 @@ impl VirtualRouter {
         if advert.priority == Priority::YIELD {
             self.answer(now, active, AdverTimer::Reset);
         } else if let Some(standing) = self.reclaim(now, active, &advert) {
-            self.answer(now, Active { standing, ..active }, AdverTimer::Reset);
+            self.machine = Machine::Active(self.send_advert(now, Active { standing, ..active }));
+            self.outputs.push_back(Output::Announce);
         } else if (advert.priority, advert.source) > (own, advert.local) {
             self.outputs.push_back(Output::Release);
             self.become_backup(now, advert.interval, Reason::Outranked);
@@ -449,28 +452,37 @@ impl VirtualRouter {
         }
     }
 
-    /// Asserts the Active state towards a node that is not, or should not be, Active.
+    /// Asserts the Active state towards a node that is not, or should not be, Active: at once, or
+    /// [`ANSWER_SPACING`] after the last advert. It is never left out, because a third node may
+    /// have believed the other. A claim needs no more adverts than it has: the next is due within
+    /// [`CLAIM_SPACING`].
     fn answer(&mut self, now: Instant, active: Active, timer: AdverTimer) {
-        if now.saturating_duration_since(active.sent_at) >= ANSWER_SPACING {
-            let sent = self.send_advert(now, active);
-            self.machine = Machine::Active(match timer {
-                AdverTimer::Reset => sent,
-                AdverTimer::RunsOn => Active { sent_at: now, ..active },
-            });
-        }
+        let earliest = active.sent_at + ANSWER_SPACING;
+        self.machine = Machine::Active(match (active.standing, timer) {
+            (Standing::Claiming { .. }, _) => active,
+            _ if now < earliest => Active { adver_at: active.adver_at.min(earliest), ..active },
+            (_, AdverTimer::Reset) => self.send_advert(now, active),
+            (_, AdverTimer::RunsOn) => {
+                Active { adver_at: active.adver_at, ..self.send_advert(now, active) }
+            }
+        });
         self.outputs.push_back(Output::Announce);
     }
 
-    /// Sends an advert; the result has the Adver_Timer set for the next.
+    /// Sends the advert that is due; the result has the Adver_Timer set for the next.
     fn send_advert(&mut self, now: Instant, active: Active) -> Active {
-        self.outputs.push_back(Output::SendAdvert(self.priority_of(active.standing)));
-        let interval = self.config.advert_interval.duration();
-        let (standing, wait) = match active.standing {
-            Standing::Claiming { left, insist_until } if left > 1 => {
-                (Standing::Claiming { left: left - 1, insist_until }, CLAIM_SPACING)
+        let due = match active.standing {
+            Standing::Claiming { left: 0, insist_until } => Standing::Held { insist_until },
+            standing => standing,
+        };
+        self.outputs.push_back(Output::SendAdvert(self.priority_of(due)));
+        let (standing, wait) = match due {
+            Standing::Claiming { left, insist_until } => {
+                (Standing::Claiming { left: left.saturating_sub(1), insist_until }, CLAIM_SPACING)
             }
-            Standing::Claiming { insist_until, .. } => (Standing::Held { insist_until }, interval),
-            Standing::Elected | Standing::Held { .. } => (active.standing, interval),
+            Standing::Elected | Standing::Held { .. } => {
+                (due, self.config.advert_interval.duration())
+            }
         };
         Active { adver_at: now + wait, sent_at: now, standing }
     }
@@ -523,6 +535,7 @@ impl VirtualRouter {
                 if slept {
                     backup.active_down_at =
                         now + active_down_interval(self.config.priority, interval);
+                    backup.claim_reason = Reason::ActiveDown;
                 }
             }
             Machine::Active(active) => {
