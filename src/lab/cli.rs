@@ -1,0 +1,386 @@
+//! `baton lab …` and `baton drill …`: arguments, progress and tables.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::drill::{self, DrillOptions, fault::Fault};
+use super::process::Lifetime;
+use super::topology::VIP_FRONT;
+use super::{LabOptions, LabStatus, Servers, Software, Up};
+
+/// The lab that commands mean unless told otherwise.
+pub const DEFAULT_NAME: &str = "baton";
+
+/// Exit code of a drill in which something expected did not happen.
+const UNMET: u8 = 1;
+/// Exit code of a drill that can't be run as asked.
+const USAGE: u8 = 2;
+/// Exit code after Ctrl-C, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// `baton lab …`
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Make the lab and start everything in it; does nothing if it is up.
+    ///
+    /// A client, a switch, relays that run `baton run`, and two backends with echo (port 7), web
+    /// (80) and SOCKS (1080, Debian's danted) servers, each a network namespace.
+    Up {
+        /// Which lab.
+        #[command(flatten)]
+        name: LabName,
+        /// How many relays.
+        #[arg(long, value_name = "N", default_value_t = 2,
+              value_parser = clap::value_parser!(u8).range(1..=8))]
+        relays: u8,
+        /// How often the Active advertises, such as 100ms or 1s (a multiple of 10ms).
+        #[arg(long, value_name = "D", default_value = "100ms", value_parser = interval)]
+        advert_interval: Duration,
+        /// What runs on the relays.
+        #[arg(long, value_enum, default_value_t = Software::Baton)]
+        software: Software,
+        /// The baton program that the lab runs; this one unless given.
+        #[arg(long, value_name = "FILE")]
+        binary: Option<PathBuf>,
+    },
+    /// Remove the lab: every process, namespace and file of it.
+    Down {
+        /// Which lab.
+        #[command(flatten)]
+        name: LabName,
+        /// Every lab on this machine, and what killed drills have left.
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+    },
+    /// Show nodes, addresses, processes and who is Active.
+    Status {
+        /// Which lab.
+        #[command(flatten)]
+        name: LabName,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command on a node: `baton lab exec client -- curl http://10.77.0.100/`
+    Exec {
+        /// Which lab.
+        #[command(flatten)]
+        name: LabName,
+        /// The node: client, switch, relay1, relay2, …, backend1, backend2.
+        node: String,
+        /// The command and its arguments.
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// The echo server of the backends.
+    #[command(hide = true)]
+    ServeEcho {
+        /// TCP and UDP port.
+        #[arg(long)]
+        port: u16,
+    },
+}
+
+/// Which lab is meant.
+#[derive(Debug, Args)]
+pub struct LabName {
+    /// The lab's name; its namespaces are called NAME-NODE.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME)]
+    name: String,
+}
+
+impl LabCommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// What [`super::LabError`] says.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Up { name, relays, advert_interval, software, binary } => up(&LabOptions {
+                name: name.name,
+                relays: relays.into(),
+                binary: program(binary)?,
+                software,
+                servers: Servers::All,
+                advert_interval,
+                lifetime: Lifetime::Detached,
+            })?,
+            Self::Down { all: true, .. } => return Ok(down_all()),
+            Self::Down { name, all: false } => match super::down(&name.name)? {
+                true => eprintln!("lab '{}' is gone", name.name),
+                false => eprintln!("there is no lab '{}'; nothing to do", name.name),
+            },
+            Self::Status { name, json } => status(&name.name, json)?,
+            Self::Exec { name, node, command } => {
+                match super::exec(&name.name, &node, &command)? {}
+            }
+            Self::ServeEcho { port } => super::echo::serve(port)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The program that the lab runs: this one.
+fn program(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let path = match given {
+        Some(path) => path.canonicalize().with_context(|| path.display().to_string())?,
+        None => std::env::current_exe().context("finding this program")?,
+    };
+    Ok(path)
+}
+
+fn up(options: &LabOptions) -> anyhow::Result<()> {
+    let made = super::up(options, &mut |step| eprintln!("lab: {step}"))?;
+    let flag = match options.name.as_str() {
+        DEFAULT_NAME => String::new(),
+        name => format!(" --name {name}"),
+    };
+    match made {
+        Up::Already => eprintln!("lab: '{}' is up already", options.name),
+        Up::Made { active } => eprintln!("lab: '{}' is up, {active} is Active", options.name),
+    }
+    eprintln!(
+        "\
+Next:
+  baton lab status{flag}
+  baton lab exec{flag} client -- curl --socks5 {VIP_FRONT}:1080 http://10.78.0.1/
+  baton lab exec{flag} relay1 -- baton status
+  baton lab exec{flag} relay2 -- baton takeover
+  baton drill kill
+  baton lab down{flag}"
+    );
+    Ok(())
+}
+
+fn down_all() -> ExitCode {
+    let names = super::names();
+    if names.is_empty() {
+        eprintln!("there are no labs; nothing to do");
+    }
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match super::down(&name) {
+            Ok(_) => eprintln!("lab '{name}' is gone"),
+            Err(error) => {
+                eprintln!("{error}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
+}
+
+fn status(name: &str, json: bool) -> anyhow::Result<()> {
+    let status = super::status(name)?;
+    let text = if json { serde_json::to_string_pretty(&status)? + "\n" } else { table(&status) };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn table(status: &LabStatus) -> String {
+    let mut text = format!(
+        "lab '{}' ({}, files in {})\n{:<10} {:<8} {:<46} {}\n",
+        status.name,
+        name_of(status.software),
+        status.dir.display(),
+        "NODE",
+        "VIP",
+        "ADDRESSES",
+        "PROCESSES",
+    );
+    for node in &status.nodes {
+        let vip = match node.holds_vip {
+            Some(true) => "Active",
+            Some(false) => "-",
+            None => "",
+        };
+        let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
+        let daemons: Vec<String> = node
+            .daemons
+            .iter()
+            .map(|(name, pid, runs)| match runs {
+                true => format!("{name} ({pid})"),
+                false => format!("{name} (ended)"),
+            })
+            .collect();
+        let row = format!(
+            "{:<10} {vip:<8} {:<46} {}",
+            node.node,
+            addresses.join(" "),
+            daemons.join(", ")
+        );
+        text += row.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+fn name_of(software: Software) -> &'static str {
+    match software {
+        Software::Baton => "Baton",
+        Software::Keepalived => "keepalived",
+    }
+}
+
+/// `baton drill FAULT`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit codes:
+  0    the drill ran and everything expected happened
+  1    something expected did not happen, or the drill could not be run; see standard error
+  2    wrong arguments, or a combination that does not exist (yet)
+  130  interrupted; the lab is gone
+
+Form of the report: docs/drills.md")]
+pub struct DrillArgs {
+    /// What is broken.
+    #[arg(value_enum)]
+    fault: Fault,
+    /// How the relays forward.
+    #[arg(long, value_enum, default_value_t = DrillMode::Proxy)]
+    mode: DrillMode,
+    /// How often the Active advertises, such as 10ms, 100ms or 1s (a multiple of 10ms).
+    #[arg(long, value_name = "D", default_value = "100ms", value_parser = interval)]
+    advert_interval: Duration,
+    /// New TCP connections a second.
+    #[arg(long, value_name = "NEW_PER_S", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..=2000))]
+    rate: u32,
+    /// Long-lived TCP connections.
+    #[arg(long, value_name = "N", default_value_t = 20,
+          value_parser = clap::value_parser!(u32).range(0..=1000))]
+    connections: u32,
+    /// How often the drill is run, each time in a new lab.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+    /// What runs on the relays.
+    #[arg(long, value_enum, default_value_t = Software::Baton)]
+    relays: Software,
+    /// Where the report goes; reports/drill-FAULT-RELAYS-INTERVAL.json unless given.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// The baton program that the lab runs; this one unless given.
+    #[arg(long, value_name = "FILE", hide = true)]
+    binary: Option<PathBuf>,
+}
+
+/// How the relays of a drill forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DrillMode {
+    /// Connections are terminated on the relay.
+    Proxy,
+    /// Packets are rewritten in the kernel (comes with the kernel datapath).
+    Passthrough,
+    /// Replies go straight to the client (comes with the kernel datapath).
+    Dsr,
+}
+
+impl DrillArgs {
+    /// Runs the drill, prints and writes its report.
+    ///
+    /// # Errors
+    /// What [`super::LabError`] says, or the report could not be written.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        if let Some(why) = self.impossible() {
+            eprintln!("error: {why}");
+            return Ok(ExitCode::from(USAGE));
+        }
+        let options = DrillOptions {
+            fault: self.fault,
+            software: self.relays,
+            advert_interval: self.advert_interval,
+            rate: self.rate,
+            connections: self.connections as usize,
+            runs: self.runs as usize,
+            binary: program(self.binary.clone())?,
+        };
+        drill::catch_signals()?;
+        let outcome = match drill::run(&options, &mut |step| eprintln!("drill: {step}")) {
+            Err(super::LabError::Interrupted) => {
+                eprintln!("drill: interrupted; the lab is gone");
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+            outcome => outcome?,
+        };
+        self.publish(&outcome)?;
+        Ok(ExitCode::from(if outcome.failures.is_empty() { 0 } else { UNMET }))
+    }
+
+    fn impossible(&self) -> Option<String> {
+        if let DrillMode::Passthrough | DrillMode::Dsr = self.mode {
+            return Some("this mode comes with the kernel datapath: write --mode proxy".into());
+        }
+        if self.relays == Software::Keepalived && self.fault.is_command() {
+            let fault = self.fault.name();
+            return Some(format!(
+                "keepalived has no command for '{fault}': write --relays baton, or another fault"
+            ));
+        }
+        None
+    }
+
+    fn publish(&self, outcome: &drill::Outcome) -> anyhow::Result<()> {
+        let json = serde_json::to_string_pretty(&outcome.report)? + "\n";
+        let path = self.report.clone().unwrap_or_else(|| self.default_report());
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        }
+        std::fs::write(&path, &json).with_context(|| format!("writing {}", path.display()))?;
+        let mut stdout = std::io::stdout();
+        if self.json {
+            stdout.write_all(json.as_bytes())?;
+            outcome.failures.iter().for_each(|failure| eprintln!("FAILED {failure}"));
+        } else {
+            let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            let relays = name_of(self.relays);
+            let text = drill::render(&outcome.report, relays, &outcome.failures, colour);
+            stdout.write_all(text.as_bytes())?;
+        }
+        eprintln!("drill: report in {}", path.display());
+        Ok(())
+    }
+
+    fn default_report(&self) -> PathBuf {
+        let relays = name_of(self.relays).to_lowercase();
+        let interval = self.advert_interval.as_millis();
+        PathBuf::from(format!("reports/drill-{}-{relays}-{interval}ms.json", self.fault.name()))
+    }
+}
+
+/// An advertisement interval: `10ms` to `40.95s`, in steps of 10 ms.
+fn interval(text: &str) -> Result<Duration, String> {
+    let wrong =
+        || "write a multiple of 10ms from 10ms to 40s, such as 10ms, 100ms or 1s".to_owned();
+    let milliseconds = if let Some(number) = text.strip_suffix("ms") {
+        number.parse().ok()
+    } else {
+        text.strip_suffix('s').and_then(|number| number.parse::<u64>().ok()?.checked_mul(1000))
+    };
+    match milliseconds {
+        Some(value @ 10..=40_000) if value % 10 == 0 => Ok(Duration::from_millis(value)),
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_those_that_adverts_can_carry() {
+        assert_eq!(interval("10ms"), Ok(Duration::from_millis(10)));
+        assert_eq!(interval("1s"), Ok(Duration::from_secs(1)));
+        for wrong in ["", "0ms", "15ms", "41s", "10", "-1s", "ms", "99999999999999999999s"] {
+            assert!(interval(wrong).is_err(), "{wrong}");
+        }
+    }
+}

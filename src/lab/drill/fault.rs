@@ -1,0 +1,306 @@
+//! The faults: how each is done, and how it is made good again.
+
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::lab::netns::Netns;
+use crate::lab::process::signal;
+use crate::lab::topology::{Segment, VIP_BACK, VIP_FRONT, VIP_FRONT6};
+use crate::lab::{Doing, Lab, LabError, Software};
+
+/// How long a relay may take to end after SIGTERM.
+const RESTART_PATIENCE: Duration = Duration::from_secs(15);
+
+/// What is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// SIGKILL of the Active's daemon; started again later.
+    Kill,
+    /// SIGSTOP of the Active's daemon; SIGCONT after the takeover.
+    Pause,
+    /// The Active's front link loses its carrier; comes back later.
+    LinkDown,
+    /// Both links of the Active cut and its processes gone, at once; powered on again later.
+    PowerOff,
+    /// `baton takeover` on the Backup.
+    Takeover,
+    /// `baton yield` on the Active.
+    Yield,
+    /// SIGTERM of the Active's daemon; started again at once.
+    Restart,
+    /// SIGKILL of a backend's server; started again later.
+    BackendKill,
+    /// SIGSTOP of a backend's server; SIGCONT later.
+    BackendHang,
+}
+
+impl Fault {
+    /// Its name, as written on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Pause => "pause",
+            Self::LinkDown => "link-down",
+            Self::PowerOff => "power-off",
+            Self::Takeover => "takeover",
+            Self::Yield => "yield",
+            Self::Restart => "restart",
+            Self::BackendKill => "backend-kill",
+            Self::BackendHang => "backend-hang",
+        }
+    }
+
+    /// Whether another relay is to be Active afterwards.
+    pub fn moves_vip(self) -> bool {
+        !matches!(self, Self::BackendKill | Self::BackendHang)
+    }
+
+    /// Whether it is a command of Baton's, which keepalived has not.
+    pub fn is_command(self) -> bool {
+        matches!(self, Self::Takeover | Self::Yield)
+    }
+
+    /// Whether the old Active is left as it is, VIP and all, so that only the kernel can take
+    /// the VIP away from it.
+    pub fn leaves_vip(self) -> bool {
+        matches!(self, Self::Kill | Self::Pause | Self::PowerOff)
+    }
+
+    /// Whether there is anything to make good afterwards.
+    fn heals(self) -> bool {
+        !matches!(self, Self::Takeover | Self::Yield | Self::Restart)
+    }
+}
+
+/// Whom a fault concerns.
+#[derive(Debug, Clone)]
+pub(super) struct Cast {
+    /// The relay that is Active.
+    pub(super) active: String,
+    /// The relay that is to take over.
+    pub(super) backup: String,
+    /// The backend for faults of backends.
+    pub(super) backend: String,
+}
+
+/// Something that was done to the lab.
+#[derive(Debug, Clone)]
+pub(super) struct Deed {
+    /// Just before it was done.
+    pub(super) at: Instant,
+    /// The node.
+    pub(super) node: String,
+    /// What.
+    pub(super) what: String,
+}
+
+/// The means to do it without delay: made before the canaries start.
+pub(super) struct Hand {
+    cast: Cast,
+    switch: Ports,
+}
+
+impl Hand {
+    /// Gets ready.
+    pub(super) fn new(lab: &Lab, cast: Cast) -> Result<Self, LabError> {
+        let switch = Ports::open(&lab.netns("switch")).doing("entering the switch")?;
+        Ok(Self { cast, switch })
+    }
+
+    /// Whom it concerns.
+    pub(super) fn cast(&self) -> &Cast {
+        &self.cast
+    }
+
+    /// Breaks it.
+    pub(super) fn inject(&self, lab: &mut Lab, fault: Fault) -> Result<Deed, LabError> {
+        let active = &self.cast.active;
+        let pids = self.victims(lab, fault)?;
+        let ports = self.ports(lab);
+        let at = Instant::now();
+        let (node, what) = match fault {
+            Fault::Kill => {
+                send(&pids, Signal::SIGKILL)?;
+                (active, "daemon killed (SIGKILL)".to_owned())
+            }
+            Fault::Pause => {
+                send(&pids, Signal::SIGSTOP)?;
+                (active, "daemon stopped (SIGSTOP)".to_owned())
+            }
+            Fault::LinkDown => {
+                self.switch.set(&ports[0], false).doing("cutting a link")?;
+                (active, "front link cut".to_owned())
+            }
+            Fault::PowerOff => {
+                for port in &ports {
+                    self.switch.set(port, false).doing("cutting a link")?;
+                }
+                send(&pids, Signal::SIGKILL)?;
+                (active, "powered off: both links cut, processes gone".to_owned())
+            }
+            Fault::Takeover => self.ask(lab, &self.cast.backup, "takeover")?,
+            Fault::Yield => self.ask(lab, active, "yield")?,
+            Fault::Restart => self.restart(lab)?,
+            Fault::BackendKill => {
+                send(&pids, Signal::SIGKILL)?;
+                (&self.cast.backend, "echo server killed (SIGKILL)".to_owned())
+            }
+            Fault::BackendHang => {
+                send(&pids, Signal::SIGSTOP)?;
+                (&self.cast.backend, "echo server stopped (SIGSTOP)".to_owned())
+            }
+        };
+        Ok(Deed { at, node: node.clone(), what })
+    }
+
+    /// Makes it good. `None`: there is nothing to be made good.
+    pub(super) fn heal(&self, lab: &mut Lab, fault: Fault) -> Result<Option<Deed>, LabError> {
+        if !fault.heals() {
+            return Ok(None);
+        }
+        let active = &self.cast.active;
+        let pids = self.victims(lab, fault)?;
+        let ports = self.ports(lab);
+        let at = Instant::now();
+        let (node, what) = match fault {
+            Fault::Kill => {
+                lab.start_relay(active)?;
+                (active, "daemon started again")
+            }
+            Fault::Pause => {
+                send(&pids, Signal::SIGCONT)?;
+                (active, "daemon goes on (SIGCONT)")
+            }
+            Fault::LinkDown => {
+                self.switch.set(&ports[0], true).doing("mending a link")?;
+                (active, "front link back")
+            }
+            Fault::PowerOff => {
+                forget_vips(&lab.netns(active));
+                for port in &ports {
+                    self.switch.set(port, true).doing("mending a link")?;
+                }
+                lab.start_relay(active)?;
+                (active, "powered on")
+            }
+            Fault::BackendKill => {
+                lab.start_echo(&self.cast.backend)?;
+                (&self.cast.backend, "echo server started again")
+            }
+            Fault::BackendHang => {
+                send(&pids, Signal::SIGCONT)?;
+                (&self.cast.backend, "echo server goes on (SIGCONT)")
+            }
+            Fault::Takeover | Fault::Yield | Fault::Restart => return Ok(None),
+        };
+        let (node, what) = (node.clone(), what.to_owned());
+        Ok(Some(Deed { at, node, what }))
+    }
+
+    /// The processes that a fault hits. Everything of a relay's namespace is its daemon's, but
+    /// Baton is one process: what else there is are commands and checks.
+    fn victims(&self, lab: &mut Lab, fault: Fault) -> Result<Vec<i32>, LabError> {
+        let (node, name) = if fault.moves_vip() {
+            (&self.cast.active, "relay")
+        } else {
+            (&self.cast.backend, "echo")
+        };
+        let everything = fault == Fault::PowerOff || lab.options.software == Software::Keepalived;
+        if fault.moves_vip() && everything {
+            return lab.netns(node).pids().doing("listing the relay's processes");
+        }
+        Ok(lab.process(node, name).map(|process| process.pid()).into_iter().collect())
+    }
+
+    /// The switch's ports of the Active, front first.
+    fn ports(&self, lab: &Lab) -> Vec<String> {
+        let node = lab.topology.node(&self.cast.active).expect("the Active is one of the lab's");
+        Segment::ALL.iter().filter_map(|side| node.link(*side)).map(|l| l.port.clone()).collect()
+    }
+
+    fn ask<'a>(
+        &self,
+        lab: &Lab,
+        node: &'a String,
+        command: &str,
+    ) -> Result<(&'a String, String), LabError> {
+        let socket = crate::lab::process::socket(&lab.dir, node);
+        let mut baton = std::process::Command::new(&lab.options.binary);
+        baton.arg(command).arg("--socket").arg(&socket);
+        let begun = Instant::now();
+        crate::lab::netns::run(&mut baton).doing(format!("baton {command} on {node}"))?;
+        Ok((node, format!("`baton {command}` (done after {} ms)", begun.elapsed().as_millis())))
+    }
+
+    fn restart(&self, lab: &mut Lab) -> Result<(&String, String), LabError> {
+        let active = &self.cast.active;
+        let process = lab.process(active, "relay").expect("every relay was started");
+        let took = process.terminate(RESTART_PATIENCE).doing("ending a relay")?;
+        lab.start_relay(active)?;
+        let took = took.as_millis();
+        Ok((active, format!("daemon ended (SIGTERM, took {took} ms) and started again")))
+    }
+}
+
+fn send(pids: &[i32], which: Signal) -> Result<(), LabError> {
+    for pid in pids {
+        signal(*pid, which).doing(format!("sending {which} to process {pid}"))?;
+    }
+    Ok(())
+}
+
+/// A machine that boots has no VIP; a namespace that stayed may still have one.
+fn forget_vips(netns: &Netns) {
+    for vip in [
+        format!("{VIP_FRONT}/24 dev front"),
+        format!("{VIP_BACK}/24 dev back"),
+        format!("{VIP_FRONT6}/64 dev front"),
+    ] {
+        // Mostly it is gone already.
+        let _ = netns.ip(&format!("addr del {vip}"));
+    }
+}
+
+/// The switch's ports, moved by one system call each.
+struct Ports {
+    /// Any socket of the switch's namespace.
+    socket: UdpSocket,
+}
+
+impl Ports {
+    fn open(switch: &Netns) -> io::Result<Self> {
+        Ok(Self { socket: switch.enter(|| UdpSocket::bind("127.0.0.1:0"))?? })
+    }
+
+    /// Sets a port up or down (`man 7 netdevice`).
+    fn set(&self, port: &str, up: bool) -> io::Result<()> {
+        // SAFETY: a zeroed ifreq is a valid one.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        if port.len() >= request.ifr_name.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(port.bytes()) {
+            *to = from as libc::c_char;
+        }
+        self.ioctl(libc::SIOCGIFFLAGS, &mut request)?;
+        // SAFETY: SIOCGIFFLAGS has filled in this field of the union.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        let bit = libc::IFF_UP as libc::c_short;
+        request.ifr_ifru.ifru_flags = if up { flags | bit } else { flags & !bit };
+        self.ioctl(libc::SIOCSIFFLAGS, &mut request)
+    }
+
+    fn ioctl(&self, number: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+        // SAFETY: both requests take an ifreq, which outlives the call.
+        match unsafe { libc::ioctl(self.socket.as_raw_fd(), number as _, request) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! A report as a table for people.
+
+use std::fmt::Write;
+
+use super::report::{Report, Run, Spread};
+
+/// Escape sequences, or nothing.
+struct Style {
+    bold: &'static str,
+    red: &'static str,
+    dim: &'static str,
+    end: &'static str,
+}
+
+const COLOURED: Style = Style { bold: "\x1b[1m", red: "\x1b[31m", dim: "\x1b[2m", end: "\x1b[0m" };
+const PLAIN: Style = Style { bold: "", red: "", dim: "", end: "" };
+
+/// The report as text that explains its figures.
+pub fn render(report: &Report, relays: &str, failures: &[String], colour: bool) -> String {
+    let style = if colour { &COLOURED } else { &PLAIN };
+    let mut text = String::new();
+    let (fault, interval) = (report.fault.name(), report.advert_interval_ms);
+    let runs = match report.runs.len() {
+        1 => String::new(),
+        count => format!(", {count} runs"),
+    };
+    line(
+        &mut text,
+        format_args!(
+            "\n{}Drill: {fault}{} ({relays}, {} mode, adverts every {interval} ms{runs})",
+            style.bold, style.end, report.mode
+        ),
+    );
+    figures(&mut text, report, style);
+    if let Some(last) = report.runs.last() {
+        steps(&mut text, last, report.runs.len(), style);
+    }
+    for failure in failures {
+        line(&mut text, format_args!("{}FAILED{} {failure}", style.red, style.end));
+    }
+    text
+}
+
+fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
+    writeln!(text, "{what}").expect("writing to a string does not fail");
+}
+
+fn figures(text: &mut String, report: &Report, style: &Style) {
+    let summary = &report.summary;
+    let (outage, connections) = (&summary.outage_ms, &summary.connections);
+    let rows = [
+        ("outage, UDP", outage.udp, "ms", "no answer to a probe sent every millisecond"),
+        ("outage, new TCP", outage.tcp_new, "ms", "no new connection that was begun got through"),
+        (
+            "outage, kept TCP",
+            outage.tcp_established,
+            "ms",
+            "longest wait of a connection that lived on",
+        ),
+        ("connections kept", connections.kept, "", "long-lived ones, alive to the end"),
+        ("connections lost", connections.lost, "", "long-lived ones, reset, closed or silent"),
+        ("new, answered", connections.new_ok, "", "new connections since the fault"),
+        ("new, failed", connections.new_failed, "", "refused, reset, or no answer in 0.9 s"),
+        ("wrong bytes", summary.wrong_bytes, "", "came back other than they were sent"),
+        ("two answering", summary.two_answering_ms, "ms", "two nodes answered ARP for the VIP"),
+    ];
+    let several = report.runs.len() > 1;
+    let (first, second) = if several { ("median", "worst") } else { ("", "") };
+    line(text, format_args!("  {}{:<18}{first:>10}{second:>12}{}", style.dim, "", style.end));
+    for (name, spread, unit, why) in rows {
+        let median = show(spread.map(|spread| spread.median));
+        let worst =
+            if several { show(spread.map(|spread: Spread| spread.worst)) } else { String::new() };
+        line(
+            text,
+            format_args!(
+                "  {name:<18}{median:>10}{worst:>12} {unit:<3} {}{why}{}",
+                style.dim, style.end
+            ),
+        );
+    }
+}
+
+fn show(value: Option<f64>) -> String {
+    match value {
+        None => "-".to_owned(),
+        Some(value) if value.fract() == 0.0 => format!("{value:.0}"),
+        Some(value) => format!("{value:.1}"),
+    }
+}
+
+fn steps(text: &mut String, run: &Run, runs: usize, style: &Style) {
+    let which = if runs > 1 { " of the last run" } else { "" };
+    line(text, format_args!("\n  {}Steps{which}, in ms since the fault{}", style.bold, style.end));
+    let width = run.steps.iter().map(|step| step.node.len()).max().unwrap_or_default();
+    for step in &run.steps {
+        line(text, format_args!("  {:>10.1}  {:<width$}  {}", step.t_ms, step.node, step.what));
+    }
+}

@@ -1,0 +1,242 @@
+//! What a drill found, in the form of docs/drills.md. The form is the same for every fault, and
+//! stable: fields are added, never renamed.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::fault::Fault;
+
+/// A whole drill.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// What was broken.
+    pub fault: Fault,
+    /// How the relays forward: `proxy`, `passthrough`, `dsr`; `nat` for keepalived with nftables.
+    pub mode: String,
+    /// Advertisement interval of the relays.
+    pub advert_interval_ms: u64,
+    /// Every run.
+    pub runs: Vec<Run>,
+    /// Median and worst of the runs.
+    pub summary: Summary,
+}
+
+/// One run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Outage per kind of traffic.
+    pub outage_ms: OutageMs,
+    /// What became of connections.
+    pub connections: Connections,
+    /// Bytes that came back different from what was sent.
+    pub wrong_bytes: u64,
+    /// For how long two nodes answered ARP for the VIP.
+    pub two_answering_ms: Option<f64>,
+    /// What happened when, in order; `t_ms` counts from the fault.
+    pub steps: Vec<Step>,
+}
+
+/// Outages in milliseconds; `null` where nothing could be measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutageMs {
+    /// Longest time between two answered UDP probes with a lost one in between; 0: none lost.
+    pub udp: Option<f64>,
+    /// The same for new TCP connections, by the time at which they were begun.
+    pub tcp_new: Option<f64>,
+    /// Longest time that a connection that was kept waited for an answer; `null`: none was kept.
+    pub tcp_established: Option<f64>,
+}
+
+/// Connections counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Long-lived connections that there were when the fault came.
+    pub established: u64,
+    /// Those that lived to the end.
+    pub kept: u64,
+    /// Those that did not.
+    pub lost: u64,
+    /// New connections, from the fault to the end, that were answered.
+    pub new_ok: u64,
+    /// New connections, from the fault to the end, that were not.
+    pub new_failed: u64,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Milliseconds since the fault.
+    pub t_ms: f64,
+    /// The node.
+    pub node: String,
+    /// What.
+    pub what: String,
+}
+
+/// Median and worst of each figure of the runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Of [`Run::outage_ms`].
+    pub outage_ms: OutageSummary,
+    /// Of [`Run::connections`].
+    pub connections: ConnectionsSummary,
+    /// Of [`Run::wrong_bytes`].
+    pub wrong_bytes: Option<Spread>,
+    /// Of [`Run::two_answering_ms`].
+    pub two_answering_ms: Option<Spread>,
+}
+
+/// Of [`OutageMs`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutageSummary {
+    /// Of [`OutageMs::udp`].
+    pub udp: Option<Spread>,
+    /// Of [`OutageMs::tcp_new`].
+    pub tcp_new: Option<Spread>,
+    /// Of [`OutageMs::tcp_established`].
+    pub tcp_established: Option<Spread>,
+}
+
+/// Of [`Connections`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionsSummary {
+    /// Of [`Connections::established`]; the worst is the fewest.
+    pub established: Option<Spread>,
+    /// Of [`Connections::kept`]; the worst is the fewest.
+    pub kept: Option<Spread>,
+    /// Of [`Connections::lost`].
+    pub lost: Option<Spread>,
+    /// Of [`Connections::new_ok`]; the worst is the fewest.
+    pub new_ok: Option<Spread>,
+    /// Of [`Connections::new_failed`].
+    pub new_failed: Option<Spread>,
+}
+
+/// A figure over several runs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// The middle one; of an even number, the mean of the two in the middle.
+    pub median: f64,
+    /// The worst one.
+    pub worst: f64,
+}
+
+/// Milliseconds with one decimal: the instruments are no better than that.
+pub(super) fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+impl Report {
+    /// A report of these runs.
+    pub(super) fn new(fault: Fault, mode: &str, interval: Duration, runs: Vec<Run>) -> Self {
+        let summary = Summary::of(&runs);
+        let advert_interval_ms = interval.as_millis() as u64;
+        Self { fault, mode: mode.to_owned(), advert_interval_ms, runs, summary }
+    }
+}
+
+impl Summary {
+    /// Of all runs.
+    pub fn of(runs: &[Run]) -> Self {
+        let high = |figure: &dyn Fn(&Run) -> Option<f64>| {
+            Spread::of(runs.iter().filter_map(figure), f64::max)
+        };
+        let low = |figure: &dyn Fn(&Run) -> u64| {
+            Spread::of(runs.iter().map(|run| figure(run) as f64), f64::min)
+        };
+        Self {
+            outage_ms: OutageSummary {
+                udp: high(&|run| run.outage_ms.udp),
+                tcp_new: high(&|run| run.outage_ms.tcp_new),
+                tcp_established: high(&|run| run.outage_ms.tcp_established),
+            },
+            connections: ConnectionsSummary {
+                established: low(&|run| run.connections.established),
+                kept: low(&|run| run.connections.kept),
+                lost: high(&|run| Some(run.connections.lost as f64)),
+                new_ok: low(&|run| run.connections.new_ok),
+                new_failed: high(&|run| Some(run.connections.new_failed as f64)),
+            },
+            wrong_bytes: high(&|run| Some(run.wrong_bytes as f64)),
+            two_answering_ms: high(&|run| run.two_answering_ms),
+        }
+    }
+}
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>, worse: fn(f64, f64) -> f64) -> Option<Self> {
+        let mut values: Vec<f64> = values.collect();
+        let worst = values.iter().copied().reduce(worse)?;
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Self { median, worst })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(udp: Option<f64>, kept: u64) -> Run {
+        Run {
+            outage_ms: OutageMs { udp, tcp_new: Some(1.0), tcp_established: None },
+            connections: Connections { established: 20, kept, ..Default::default() },
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn median_and_worst_of_each() {
+        let runs = [run(Some(30.0), 20), run(Some(10.0), 18), run(None, 19), run(Some(20.0), 20)];
+        let summary = Summary::of(&runs);
+        assert_eq!(summary.outage_ms.udp, Some(Spread { median: 20.0, worst: 30.0 }));
+        assert_eq!(summary.outage_ms.tcp_established, None);
+        assert_eq!(summary.connections.kept, Some(Spread { median: 19.5, worst: 18.0 }));
+        assert_eq!(summary.two_answering_ms, None);
+        assert_eq!(Summary::of(&[]), Summary::default());
+    }
+
+    /// The names are a contract: docs/drills.md, scripts, and drills on VMs.
+    #[test]
+    fn the_json_has_these_fields_and_no_others() {
+        let mut report =
+            Report::new(Fault::PowerOff, "proxy", Duration::from_millis(100), vec![run(None, 3)]);
+        report.runs[0].steps.push(Step { t_ms: 0.5, node: "relay1".into(), what: "x".into() });
+        let spread = serde_json::json!({"median": 3.0, "worst": 3.0});
+        let count = |value: f64| serde_json::json!({"median": value, "worst": value});
+        let expected = serde_json::json!({
+            "fault": "power-off",
+            "mode": "proxy",
+            "advert_interval_ms": 100,
+            "runs": [{
+                "outage_ms": {"udp": null, "tcp_new": 1.0, "tcp_established": null},
+                "connections":
+                    {"established": 20, "kept": 3, "lost": 0, "new_ok": 0, "new_failed": 0},
+                "wrong_bytes": 0,
+                "two_answering_ms": null,
+                "steps": [{"t_ms": 0.5, "node": "relay1", "what": "x"}],
+            }],
+            "summary": {
+                "outage_ms": {"udp": null, "tcp_new": count(1.0), "tcp_established": null},
+                "connections": {
+                    "established": count(20.0), "kept": spread, "lost": count(0.0),
+                    "new_ok": count(0.0), "new_failed": count(0.0),
+                },
+                "wrong_bytes": count(0.0),
+                "two_answering_ms": null,
+            },
+        });
+        assert_eq!(serde_json::to_value(&report).unwrap(), expected);
+    }
+
+    #[test]
+    fn milliseconds_have_one_decimal() {
+        assert_eq!(ms(Duration::from_micros(12_345)), 12.3);
+    }
+}

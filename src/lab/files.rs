@@ -1,0 +1,321 @@
+//! The configuration of every daemon of the lab, written from its [`Topology`]. Pure.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::process::socket;
+use super::topology::{
+    ECHO_PORT, GATEWAY, HTTP_PORT, Node, Role, SOCKS_PORT, Segment, Topology, VIP_BACK, VIP_FRONT,
+    VIP_FRONT6,
+};
+
+/// Virtual router identifier of the lab's cluster.
+const VRID: u8 = 77;
+/// Of the relays, in order.
+const PRIORITIES: [u8; 8] = [200, 150, 140, 130, 120, 110, 105, 100];
+
+/// The priority of the relay with that index; the first has the highest.
+pub(super) fn priority(relay: usize) -> u8 {
+    PRIORITIES[relay.min(PRIORITIES.len() - 1)]
+}
+
+/// `danted.conf` of a backend (Debian's dante-server 1.4).
+pub(super) fn danted(backend: &Node) -> String {
+    let address = backend.links[0].v4;
+    format!(
+        "\
+logoutput: stderr
+internal: {address} port = {SOCKS_PORT}
+external: {interface}
+clientmethod: none
+socksmethod: none
+user.privileged: root
+user.unprivileged: nobody
+client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
+socks pass {{
+    from: 0.0.0.0/0 to: 0.0.0.0/0
+    command: bind connect udpassociate bindreply udpreply
+}}
+",
+        interface = Segment::Back.interface(),
+    )
+}
+
+/// `nginx.conf` of a node: says which node answered, and whom it saw as client.
+pub(super) fn nginx(node: &Node, dir: &Path) -> String {
+    let name = &node.name;
+    let dir = dir.display();
+    let mut temporary = String::new();
+    for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
+        let _ = writeln!(temporary, "    {kind}_temp_path {dir}/{name}-nginx-{kind};");
+    }
+    format!(
+        "\
+daemon off;
+master_process off;
+user root;
+pid {dir}/{name}-nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 2048; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000;
+    default_type text/plain;
+{temporary}    server {{
+        listen {HTTP_PORT} backlog=4096;
+        listen [::]:{HTTP_PORT} backlog=4096;
+        location / {{ return 200 \"{name} client=$remote_addr\\n\"; }}
+    }}
+}}
+"
+    )
+}
+
+/// `keepalived.conf` of a relay: the same addresses, intervals and priorities as Baton's.
+pub(super) fn keepalived(relay: &Node, index: usize, interval: Duration) -> String {
+    let (name, priority) = (&relay.name, priority(index));
+    let seconds = interval.as_secs_f64();
+    let instance = |side: Segment, vrid: u8, vip: &str, also: &str| {
+        let interface = side.interface();
+        format!(
+            "\
+vrrp_instance {interface} {{
+    state BACKUP
+    nopreempt
+    interface {interface}
+    virtual_router_id {vrid}
+    priority {priority}
+    advert_int {seconds}
+    virtual_ipaddress {{ {vip} dev {interface} }}
+{also}}}
+"
+        )
+    };
+    let also6 = format!("    virtual_ipaddress_excluded {{ {VIP_FRONT6}/64 dev front }}\n");
+    format!(
+        "\
+global_defs {{
+    router_id {name}
+    vrrp_version 3
+    vrrp_garp_master_refresh 1
+    vrrp_rt_priority 50
+}}
+vrrp_sync_group lab {{ group {{ front back }} }}
+{}{}",
+        instance(Segment::Front, VRID, &format!("{VIP_FRONT}/24"), &also6),
+        instance(Segment::Back, VRID + 1, &format!("{VIP_BACK}/24"), ""),
+    )
+}
+
+/// The nftables rules with which a keepalived relay forwards: full NAT to the backends in turn,
+/// and nothing that the kernel could answer by itself (docs/failover.md says why).
+pub(super) fn nftables(topology: &Topology) -> String {
+    let backends: Vec<String> = topology
+        .role(Role::Backend)
+        .enumerate()
+        .map(|(index, node)| format!("{index} : {}", node.links[0].v4))
+        .collect();
+    let (count, map) = (backends.len(), backends.join(", "));
+    format!(
+        "\
+table ip lab {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat;
+        ip daddr {VIP_FRONT} tcp dport {{ {ECHO_PORT}, {HTTP_PORT}, {SOCKS_PORT} }} dnat to numgen inc mod {count} map {{ {map} }}
+        ip daddr {VIP_FRONT} udp dport {ECHO_PORT} dnat to numgen inc mod {count} map {{ {map} }}
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat;
+        oifname back masquerade
+    }}
+    chain input {{
+        type filter hook input priority filter;
+        ip daddr {VIP_FRONT} drop
+    }}
+    chain forward {{
+        type filter hook forward priority filter;
+        ct state invalid drop
+    }}
+}}
+"
+    )
+}
+
+/// Kernel parameters of a keepalived relay.
+pub(super) const KEEPALIVED_SYSCTLS: &[(&str, &str)] = &[
+    ("net.ipv4.ip_forward", "1"),
+    ("net.netfilter.nf_conntrack_tcp_loose", "0"),
+    ("net.netfilter.nf_conntrack_tcp_be_liberal", "1"),
+];
+
+/// The relay's file for `baton run`.
+pub(super) fn baton(topology: &Topology, index: usize, interval: Duration, dir: &Path) -> String {
+    let relay = topology.role(Role::Relay).nth(index).expect("the caller counts the relays");
+    let (name, control) = (&relay.name, socket(dir, &relay.name));
+    let mut peers = String::new();
+    for peer in topology.role(Role::Relay).filter(|peer| peer.name != *name) {
+        let addresses: Vec<String> =
+            peer.addresses().map(|address| format!("\"{address}\"")).collect();
+        let addresses = addresses.join(", ");
+        peers +=
+            &format!("\n[[cluster.peers]]\nname = \"{}\"\naddresses = [{addresses}]\n", peer.name);
+    }
+    let mut text = format!(
+        "\
+# Written by `baton lab`.
+
+[node]
+name = \"{name}\"
+control = \"{control}\"
+shutdown_grace = \"2s\"
+
+[cluster]
+name = \"{lab}\"
+{peers}
+[election]
+vrid = {VRID}
+priority = {priority}
+preempt = false                  # who is Active stays Active
+advert_interval = \"{interval}ms\"
+interfaces = [\"front\", \"back\"]   # an advert on either keeps the Backup quiet
+
+[[vips]]
+name = \"front\"
+address = \"{VIP_FRONT}/24\"
+interface = \"front\"
+
+[[vips]]
+name = \"front6\"
+address = \"{VIP_FRONT6}/64\"
+interface = \"front\"
+
+[[vips]]
+name = \"back\"
+address = \"{VIP_BACK}/24\"
+interface = \"back\"
+
+# CONNECT through the server: a Dante that listens but no longer forwards is found.
+[checks.socks]
+type = \"socks5\"
+target = \"{target}:{HTTP_PORT}\"
+interval = \"1s\"
+timeout = \"500ms\"
+rise = 2
+fall = 2
+
+[checks.web]
+type = \"http\"
+status = 200
+interval = \"1s\"
+timeout = \"500ms\"
+rise = 2
+fall = 2
+
+[checks.echo]
+type = \"send-expect\"
+port = {ECHO_PORT}
+send = \"baton?\"
+expect = \"baton?\"
+interval = \"250ms\"
+timeout = \"200ms\"
+rise = 2
+fall = 2
+",
+        control = control.display(),
+        lab = topology.name,
+        priority = priority(index),
+        interval = interval.as_millis(),
+        target = Segment::Back.v4(GATEWAY),
+    );
+    for service in SERVICES {
+        text += &service.describe(topology);
+    }
+    text
+}
+
+struct LabService {
+    name: &'static str,
+    vip: &'static str,
+    protocol: &'static str,
+    port: u16,
+    scheduler: &'static str,
+    check: &'static str,
+}
+
+const SERVICES: &[LabService] = &[
+    LabService::new("socks", "front", "tcp", SOCKS_PORT, "source-hash", "socks"),
+    LabService::new("web", "front", "tcp", HTTP_PORT, "round-robin", "web"),
+    LabService::new("echo", "front", "tcp", ECHO_PORT, "round-robin", "echo"),
+    LabService::new("echo-udp", "front", "udp", ECHO_PORT, "round-robin", "echo"),
+    LabService::new("web6", "front6", "tcp", HTTP_PORT, "round-robin", "web"),
+    LabService::new("echo6", "front6", "tcp", ECHO_PORT, "round-robin", "echo"),
+];
+
+impl LabService {
+    const fn new(
+        name: &'static str,
+        vip: &'static str,
+        protocol: &'static str,
+        port: u16,
+        scheduler: &'static str,
+        check: &'static str,
+    ) -> Self {
+        Self { name, vip, protocol, port, scheduler, check }
+    }
+
+    fn describe(&self, topology: &Topology) -> String {
+        let Self { name, vip, protocol, port, scheduler, check } = self;
+        // One client makes all of the lab's connections.
+        let mut text = format!(
+            "
+[[services]]
+name = \"{name}\"
+vip = \"{vip}\"
+protocol = \"{protocol}\"
+port = {port}
+scheduler = \"{scheduler}\"
+check = \"{check}\"
+max_connections = 8000
+max_connections_per_source = 8000
+"
+        );
+        for backend in topology.role(Role::Backend) {
+            let link = &backend.links[0];
+            let address: SocketAddr = match *vip {
+                "front6" => (link.v6, *port).into(),
+                _ => (link.v4, *port).into(),
+            };
+            text += &format!(
+                "\n[[services.backends]]\nname = \"{}\"\naddress = \"{address}\"\n",
+                backend.name
+            );
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::lab::topology::MAX_RELAYS;
+
+    #[test]
+    fn baton_understands_every_file_that_the_lab_writes_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let topology = Topology::new("lab", MAX_RELAYS);
+        for index in 0..MAX_RELAYS {
+            let path = dir.path().join(format!("{index}.toml"));
+            let text = baton(&topology, index, Duration::from_millis(10), dir.path());
+            std::fs::write(&path, text).unwrap();
+            let config = Config::load(&path).unwrap_or_else(|errors| panic!("{errors}"));
+            assert_eq!(config.services.len(), SERVICES.len());
+            // The back VIP is there for backends to route through, not for a service.
+            let back =
+                |warning: &_| format!("{warning}").contains("no service uses the VIP \"back\"");
+            assert!(config.warnings.iter().all(back), "{:?}", config.warnings);
+        }
+    }
+}
