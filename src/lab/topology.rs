@@ -1,5 +1,5 @@
-//! What the lab consists of, as data: nodes, their links and addresses. [`super::wiring`] makes
-//! it real, [`super::files`] writes the daemons' configuration from it.
+//! What the lab consists of, as data: nodes, their links and addresses. `wiring` makes
+//! it real, `files` writes the daemons' configuration from it.
 //!
 //! ```text
 //!  client ─front─┐             ┌─front─ relay1 ─back─┐             ┌─back─ backend1
