@@ -3,7 +3,11 @@
 //! It does what the node's outputs say, in their order, logs transitions, counts what it drops,
 //! and publishes a [`View`]. It decides nothing.
 
+use std::fs;
+use std::io;
 use std::net::IpAddr;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -11,6 +15,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config::{HaConfig, Vip};
 use crate::vrrp::Priority;
 use crate::vrrp::router::{Reason, State};
+
+pub use counters::Counter;
+
+mod commands;
+mod counters;
+mod journal;
+mod neighbors;
+mod ports;
+mod realtime;
+mod run;
+
+use run::Driver;
+
+/// Commands that may wait; who sends more waits.
+const COMMANDS: usize = 16;
 
 /// What this node is and knows of the others; published at every change.
 #[derive(Debug, Clone)]
@@ -120,6 +139,9 @@ pub enum Refused {
     /// Nobody claimed the VIPs in time; this node has claimed them again.
     #[error("no other node claimed the VIPs within {0:?}; this node is Active again")]
     Unclaimed(Duration),
+    /// Another command came before this one had come to its end.
+    #[error("another command came in between")]
+    Superseded,
     /// The driver has ended.
     #[error("the HA driver has ended")]
     Ended,
@@ -178,8 +200,84 @@ pub enum StartError {
 }
 
 /// Opens the sockets, removes VIPs that are there without this node owning them, and starts the
-/// loop on its own thread.
+/// loop on its own thread, in the network namespace of the calling thread.
+///
+/// An interface that is missing or down is no error: the node waits for it in Initialize.
 pub fn start(config: HaConfig) -> Result<Handle, StartError> {
-    let _ = config;
-    todo!("the driver helper writes this")
+    let failed = |doing: &str, source| StartError::Io { doing: doing.to_owned(), source };
+    check_capabilities()?;
+    let (commands, commands_in) = mpsc::channel(COMMANDS);
+    let (view_out, view) = watch::channel(View::blank());
+    let (started, wait) = sync_channel(1);
+    thread::Builder::new()
+        .name("baton-ha".to_owned())
+        .spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = started.send(Err(("make a runtime".to_owned(), error)));
+                    return;
+                }
+            };
+            runtime.block_on(async move {
+                match Driver::open(config, commands_in, view_out) {
+                    Ok(driver) => {
+                        let _ = started.send(Ok(()));
+                        driver.run().await;
+                    }
+                    Err(error) => {
+                        let _ = started.send(Err(error));
+                    }
+                }
+            });
+        })
+        .map_err(|error| failed("start the HA thread", error))?;
+    match wait.recv() {
+        Ok(Ok(())) => Ok(Handle { commands, view }),
+        Ok(Err((doing, source))) => Err(StartError::Io { doing, source }),
+        Err(_) => Err(failed("start the HA thread", io::Error::other("it ended"))),
+    }
+}
+
+/// Raw sockets need CAP_NET_RAW, addresses CAP_NET_ADMIN; to find that out at a takeover is late.
+fn check_capabilities() -> Result<(), StartError> {
+    const NEEDED: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW")];
+    let Ok(status) = fs::read_to_string("/proc/thread-self/status") else {
+        return Ok(()); // Without /proc it shows later.
+    };
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(u64::MAX);
+    match NEEDED.iter().find(|(bit, _)| effective & (1 << bit) == 0) {
+        None => Ok(()),
+        Some((_, name)) => Err(StartError::Io {
+            doing: format!(
+                "take part in the election, which needs {name}: run as root, or give the \
+                 service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW"
+            ),
+            source: io::ErrorKind::PermissionDenied.into(),
+        }),
+    }
+}
+
+impl View {
+    /// Before anything is known.
+    fn blank() -> Self {
+        Self {
+            state: State::Initialize,
+            reason: Reason::Startup,
+            since: Instant::now(),
+            since_wall: SystemTime::now(),
+            takeovers: 0,
+            priority: Priority::YIELD,
+            active: None,
+            heard: Vec::new(),
+            vips: Vec::new(),
+            paths: Vec::new(),
+            realtime: Err("not started yet".to_owned()),
+            counters: Vec::new(),
+        }
+    }
 }

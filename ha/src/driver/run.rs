@@ -1,0 +1,767 @@
+//! The loop itself.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, watch};
+use tracing::{info, trace, warn};
+
+use super::commands::{Kind, Pending};
+use super::counters::{Counter, Counters};
+use super::journal::Journal;
+use super::neighbors::Neighbors;
+use super::ports::Ports;
+use super::realtime;
+use super::{Command, PathView, Refused, View, VipView};
+use crate::announce::{parse_arp, parse_na};
+use crate::config::{Family, HaConfig};
+use crate::io::netlink::{Event, Netlink, Operation, Ticket, Watch};
+use crate::io::timer::Timer;
+use crate::io::{ether, vrrp};
+use crate::node::{Input, Node, Output};
+use crate::vrrp::Priority;
+use crate::vrrp::packet::{DecodeError, Receiver, decode};
+use crate::vrrp::router::{Advert, Reason, State, Transition};
+
+/// Packets that are read from one socket before the clock is looked at again: a flood must not
+/// keep this node from advertising.
+const BATCH: usize = 64;
+/// What others' adverts change in the view is published no more often than this.
+const VIEW_HEARD: Duration = Duration::from_millis(100);
+/// And what only this node's own adverts change.
+const VIEW_SENT: Duration = Duration::from_secs(1);
+/// When a socket that could not be opened is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Beyond the Active_Down_Interval of the slowest Backup, how long a yield waits.
+const YIELD_MARGIN: Duration = Duration::from_millis(500);
+
+/// Everything that the loop owns.
+pub(super) struct Driver {
+    config: HaConfig,
+    node: Node,
+    netlink: Netlink,
+    ports: Ports,
+    timer: Timer,
+    commands: mpsc::Receiver<Command>,
+    handles_gone: bool,
+    view: watch::Sender<View>,
+    publish_at: Option<Instant>,
+    /// When sockets that could not be opened are tried again.
+    retry_at: Option<Instant>,
+    /// Reports of the netlink thread that came while something else was waited for.
+    deferred: VecDeque<Event>,
+    counters: Counters,
+    journal: Journal,
+    neighbors: Neighbors,
+    pending: Option<Pending>,
+    /// Requests to the kernel that are not answered yet.
+    asked: VecDeque<(Ticket, Purpose)>,
+    restored: Vec<u64>,
+    since: (Instant, SystemTime),
+    takeovers: u64,
+    realtime: Result<(), String>,
+    /// When the loop wanted to run: how late it is tells whether this node slept.
+    wanted: Option<Instant>,
+}
+
+/// Why the kernel was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Claim,
+    /// One VIP, by place.
+    Restore(usize),
+    Refresh,
+}
+
+/// Whether the loop goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Continue,
+    End,
+}
+
+impl Driver {
+    /// Opens everything; VIPs that are there without this node owning them are gone after.
+    pub(super) fn open(
+        config: HaConfig,
+        commands: mpsc::Receiver<Command>,
+        view: watch::Sender<View>,
+    ) -> Result<Self, (String, io::Error)> {
+        let doing = |what: &'static str| move |error| (what.to_owned(), error);
+        let realtime = if config.realtime {
+            realtime::acquire(realtime::DRIVER)
+        } else {
+            Err("switched off in the configuration".to_owned())
+        };
+        let on_netlink_thread = match (config.realtime, &realtime) {
+            (true, Ok(())) => || drop(realtime::acquire(realtime::NETLINK)),
+            (true, Err(_)) | (false, _) => || (),
+        };
+        let interfaces = config.paths.iter().map(|path| path.interface.clone());
+        let watch = Watch {
+            interfaces: interfaces
+                .chain(config.vips.iter().map(|vip| vip.interface.clone()))
+                .collect(),
+            vips: config.vips.clone(),
+            valid_lft: config.valid_lft,
+            owner: config.priority == Priority::OWNER,
+        };
+        let netlink = Netlink::start(watch, on_netlink_thread)
+            .map_err(doing("ask the kernel over netlink"))?;
+        let now = Instant::now();
+        let mut driver = Self {
+            node: Node::new(&config),
+            netlink,
+            ports: Ports::new(&config),
+            timer: Timer::new().map_err(doing("make a timer"))?,
+            commands,
+            handles_gone: false,
+            view,
+            publish_at: None,
+            retry_at: None,
+            deferred: VecDeque::new(),
+            counters: Counters::new(),
+            journal: Journal::start().map_err(doing("start the log thread"))?,
+            neighbors: Neighbors::new(config.peers.clone()),
+            pending: None,
+            asked: VecDeque::new(),
+            restored: vec![0; config.vips.len()],
+            since: (now, SystemTime::now()),
+            takeovers: 0,
+            realtime,
+            wanted: None,
+            config,
+        };
+        driver.introduce();
+        driver.follow_interfaces();
+        driver.publish();
+        Ok(driver)
+    }
+
+    /// Runs until [`Command::Shutdown`].
+    pub(super) async fn run(mut self) {
+        self.feed(Input::Startup).await;
+        loop {
+            let now = Instant::now();
+            self.wanted = self.next_deadline();
+            if let Err(error) = self.timer.set(now, self.wanted) {
+                self.trouble(Counter::SocketTrouble, format!("set the timer: {error}"));
+            }
+            let wake = self.wake().await;
+            if let Flow::End = self.turn(wake).await {
+                return;
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let pending = self.pending.as_ref().map(|pending| pending.deadline);
+        [self.node.poll_timeout(), self.publish_at, self.retry_at, pending]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Waits until there is something to do; what, is looked at after, in a fixed order.
+    async fn wake(&mut self) -> Wake {
+        let (ports, timer) = (&self.ports, &mut self.timer);
+        let readable = poll_fn(|context| {
+            let timer = timer.poll_expired(context).is_ready();
+            if ports.poll_readable(context).is_ready() || timer {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        });
+        let Netlink { events, snapshots, .. } = &mut self.netlink;
+        tokio::select! {
+            biased;
+            () = readable => Wake::Look,
+            Some(event) = events.recv() => Wake::Kernel(event),
+            Ok(()) = snapshots.changed() => {
+                snapshots.mark_changed();
+                Wake::Look
+            }
+            command = self.commands.recv(), if !self.handles_gone => match command {
+                Some(command) => Wake::Command(command),
+                None => {
+                    self.handles_gone = true;
+                    Wake::Look
+                }
+            },
+        }
+    }
+
+    /// Everything that is there: packets first, so that an advert that came in time is not
+    /// overtaken by the timer that it restarts; unless this node slept. Then the machine must
+    /// know that before it hears or says anything, and what was queued meanwhile is history.
+    async fn turn(&mut self, wake: Wake) -> Flow {
+        let now = Instant::now();
+        if self.slept(now) {
+            self.awake(now).await;
+        } else {
+            self.read_adverts().await;
+            self.read_frames().await;
+        }
+        let mut command = None;
+        match wake {
+            Wake::Look => {}
+            Wake::Kernel(event) => self.deferred.push_back(event),
+            Wake::Command(received) => command = Some(received),
+        }
+        while let Some(event) = self.next_event() {
+            self.kernel(event).await;
+        }
+        let news = self.netlink.snapshots.has_changed().unwrap_or(false);
+        if news || self.retry_at.is_some_and(|at| at <= now) {
+            self.follow_interfaces();
+            self.perform().await;
+        }
+        let flow = match command {
+            Some(command) => self.command(command).await,
+            None => Flow::Continue,
+        };
+        let now = Instant::now();
+        self.node.handle_timeout(now);
+        self.perform().await;
+        self.give_up(now);
+        if flow == Flow::End || self.publish_at.is_some_and(|at| at <= Instant::now()) {
+            self.publish();
+        }
+        flow
+    }
+
+    fn slept(&self, now: Instant) -> bool {
+        let bound = 3 * self.config.advert_interval.duration();
+        self.wanted.is_some_and(|wanted| now.saturating_duration_since(wanted) >= bound)
+    }
+
+    async fn awake(&mut self, now: Instant) {
+        let late = self.wanted.map(|wanted| now.saturating_duration_since(wanted));
+        if let Some(suppressed) = self.counters.note(Counter::Stalled, now) {
+            self.journal.say(move || {
+                warn!(?late, suppressed, "this node slept; what was queued meanwhile is discarded");
+            });
+        }
+        self.node.handle_timeout(now);
+        self.perform().await;
+        let discarded = self.ports.discard();
+        self.counters.count(Counter::Stale, discarded);
+    }
+
+    async fn read_adverts(&mut self) {
+        let mut buffer = [0; vrrp::RECEIVE_BUFFER];
+        for place in 0..self.ports.paths.len() {
+            for _ in 0..BATCH {
+                let Some(socket) = &self.ports.paths[place].socket else { break };
+                match socket.receive(&mut buffer) {
+                    Ok(Some(datagram)) => self.packet(place, datagram, &buffer).await,
+                    Ok(None) => break,
+                    Err(error) => {
+                        self.trouble(Counter::SocketTrouble, format!("receive adverts: {error}"));
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn packet(&mut self, place: usize, datagram: vrrp::Datagram, buffer: &[u8]) {
+        let now = Instant::now();
+        let port = &mut self.ports.paths[place];
+        let receiver = Receiver { vrid: self.config.vrid, own: &self.ports.own };
+        let opened = datagram.open(buffer);
+        let source = opened.as_ref().ok().map(|(envelope, _)| envelope.ends.source());
+        let decoded = opened.and_then(|(envelope, bytes)| decode(bytes, &envelope, &receiver));
+        let (received, source, local) = match (decoded, source, &port.primary) {
+            (Ok(received), Some(source), Ok(local)) => (received, source, *local),
+            (Err(error), _, _) => {
+                let interface = port.path.interface.clone();
+                self.garbage(now, source, &interface, error);
+                return;
+            }
+            // Without an address of its own, the path takes no part.
+            (Ok(_), _, _) => return,
+        };
+        port.received += 1;
+        let same_addresses = received.addresses.same_as(&port.path.addresses);
+        let interface = port.path.interface.clone();
+        self.counters.count(Counter::AdvertReceived, 1);
+        let advert =
+            Advert { source, local, priority: received.priority, interval: received.interval };
+        if tracing::enabled!(tracing::Level::TRACE) {
+            let listed: Vec<IpAddr> = received.addresses.iter().collect();
+            self.journal.say(move || trace!(?advert, ?listed, interface, "advert received"));
+        }
+        self.compare(now, &advert, same_addresses);
+        if self.neighbors.hear(now, &advert) {
+            let node = self.neighbors.label(source);
+            self.journal.say(move || {
+                info!(node, priority = %advert.priority, "another node advertises");
+            });
+        }
+        self.publish_by(now + VIEW_HEARD);
+        self.feed(Input::Advert(advert)).await;
+        self.another_is_active(&advert);
+    }
+
+    /// Says what an operator can mend.
+    fn compare(&mut self, now: Instant, advert: &Advert, same_addresses: bool) {
+        let (source, priority) = (advert.source, advert.priority);
+        if !same_addresses
+            && let Some(suppressed) = self.counters.note(Counter::AddressesDiffer, now)
+        {
+            let node = self.neighbors.label(source);
+            self.journal.say(move || {
+                warn!(
+                    node,
+                    suppressed,
+                    "advert lists other addresses than this node: compare \
+                    the VIPs of both configurations"
+                );
+            });
+        }
+        let (theirs, ours) = (advert.interval.duration(), self.config.advert_interval.duration());
+        if theirs != ours
+            && let Some(suppressed) = self.counters.note(Counter::IntervalDiffers, now)
+        {
+            let node = self.neighbors.label(source);
+            self.journal.say(move || {
+                warn!(
+                    node,
+                    ?theirs,
+                    ?ours,
+                    suppressed,
+                    "advertisement intervals differ: make \
+                    them the same"
+                );
+            });
+        }
+        if self.node.state() == State::Active
+            && priority != Priority::YIELD
+            && let Some(suppressed) = self.counters.note(Counter::RivalAdvert, now)
+        {
+            let node = self.neighbors.label(source);
+            self.journal.say(move || {
+                info!(node, %priority, suppressed, "another node advertises while this one is \
+                    Active");
+            });
+        }
+    }
+
+    fn garbage(&mut self, now: Instant, source: Option<IpAddr>, interface: &str, why: DecodeError) {
+        if let DecodeError::OtherVrid(_) = why {
+            // Another virtual router on this LAN.
+            self.counters.count(Counter::AdvertOtherVrid, 1);
+            return;
+        }
+        if let Some(suppressed) = self.counters.note(Counter::from(&why), now) {
+            let interface = interface.to_owned();
+            self.journal.say(move || {
+                warn!(?source, interface, suppressed, "packet is no advert for this node: {why}");
+            });
+        }
+    }
+
+    async fn read_frames(&mut self) {
+        let mut buffer = [0; ether::RECEIVE_BUFFER];
+        for place in 0..self.ports.ears.len() {
+            for _ in 0..BATCH {
+                let Some(socket) = &self.ports.ears[place].socket else { break };
+                match socket.receive(&mut buffer) {
+                    Ok(Some(length)) => self.frame(place, &buffer[..length]).await,
+                    Ok(None) => break,
+                    Err(error) => {
+                        self.trouble(Counter::SocketTrouble, format!("receive frames: {error}"));
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn frame(&mut self, place: usize, frame: &[u8]) {
+        let now = Instant::now();
+        let ear = &self.ports.ears[place];
+        let vips: Vec<IpAddr> = self
+            .config
+            .vips
+            .iter()
+            .filter(|vip| vip.interface == ear.interface)
+            .map(|vip| vip.address)
+            .collect();
+        let macs = &self.ports.macs;
+        let rival = match ear.family {
+            Family::V4 => parse_arp(frame).map(|arp| arp.rival(macs, &vips)),
+            Family::V6 => parse_na(frame).map(|na| na.rival(macs, &vips)),
+        };
+        let interface = ear.interface.clone();
+        match rival {
+            Ok(Some(rival)) if self.node.state() == State::Active => {
+                if let Some(suppressed) = self.counters.note(Counter::from(rival.evidence), now) {
+                    self.journal.say(move || {
+                        warn!(?rival, interface, suppressed, "another MAC claims a VIP");
+                    });
+                }
+                self.feed(Input::Rival).await;
+            }
+            Ok(_) => {}
+            Err(why) => {
+                if let Some(suppressed) = self.counters.note(Counter::from(&why), now) {
+                    self.journal.say(move || {
+                        info!(interface, suppressed, "frame is neither ARP nor NA: {why}");
+                    });
+                }
+            }
+        }
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.deferred.pop_front().or_else(|| self.netlink.events.try_recv().ok())
+    }
+
+    /// What the netlink thread reports.
+    async fn kernel(&mut self, event: Event) {
+        match event {
+            Event::Done(ticket, result) => {
+                let place = self.asked.iter().position(|(asked, _)| *asked == ticket);
+                let Some((_, purpose)) = place.and_then(|place| self.asked.remove(place)) else {
+                    return; // Void: the VIPs were removed since.
+                };
+                if let Err(why) = &result {
+                    self.trouble(Counter::ConfigureFailed, why.clone());
+                }
+                match (purpose, result) {
+                    (Purpose::Refresh, _) => {}
+                    (Purpose::Claim, Ok(())) => self.configured(None).await,
+                    (Purpose::Restore(vip), Ok(())) => self.configured(Some(vip)).await,
+                    (Purpose::Claim | Purpose::Restore(_), Err(why)) => {
+                        self.feed(Input::ConfigureFailed(why)).await;
+                    }
+                }
+            }
+            Event::Stray { address, index, removed } => {
+                self.counters.count(Counter::StrayVip, 1);
+                self.journal.say(move || match removed {
+                    Ok(()) => warn!(%address, index, "VIP stood here without being ours: removed"),
+                    Err(why) => warn!(%address, index, "VIP stands here, can't be removed: {why}"),
+                });
+            }
+            Event::Trouble(why) => self.trouble(Counter::NetlinkTrouble, why),
+        }
+    }
+
+    async fn configured(&mut self, restored: Option<usize>) {
+        let now = Instant::now();
+        if let Some(place) = restored {
+            self.restored[place] += 1;
+            let address = self.config.vips[place].address;
+            if let Some(suppressed) = self.counters.note(Counter::VipRestored, now) {
+                self.journal.say(move || {
+                    warn!(%address, suppressed, "something else removed this VIP: put back");
+                });
+            }
+        } else if let Some(pending) = &mut self.pending {
+            pending.step(now, "VIPs configured");
+        }
+        self.publish_by(now);
+        self.feed(Input::Configured).await;
+    }
+
+    /// Brings sockets and node in step with the latest snapshot. Its outputs are to be performed.
+    fn follow_interfaces(&mut self) {
+        let now = Instant::now();
+        let snapshot = self.netlink.snapshots.borrow_and_update().clone();
+        let interfaces = &snapshot.interfaces;
+        let trouble = self.ports.follow(interfaces);
+        self.retry_at = (!trouble.is_empty()).then(|| now + RETRY);
+        for what in trouble {
+            self.trouble(Counter::SocketTrouble, what);
+        }
+        for vip in &self.config.vips {
+            let (interface, usable) = (vip.interface.clone(), interfaces.usable(&vip.interface));
+            let usable = usable.map(drop);
+            self.node.handle_input(now, Input::Link { interface, usable });
+        }
+        self.node.handle_input(now, Input::Paths(self.ports.fit(interfaces)));
+        // An older snapshot may lack a VIP that was asked for after it.
+        if snapshot.after >= self.netlink.last() {
+            for (place, vip) in self.config.vips.iter().enumerate() {
+                if !interfaces.has(vip) {
+                    self.node.handle_input(now, Input::VipMissing(place));
+                }
+            }
+        }
+        self.publish_by(now);
+    }
+
+    async fn feed(&mut self, input: Input) {
+        self.node.handle_input(Instant::now(), input);
+        self.perform().await;
+    }
+
+    /// Does what the node wants, in its order.
+    async fn perform(&mut self) {
+        while let Some(output) = self.node.poll_output() {
+            match output {
+                Output::SendAdvert(priority) => self.send_advert(priority),
+                Output::ConfigureVips => {
+                    let all = (0..self.config.vips.len()).collect();
+                    self.ask(Operation::Configure(all), Purpose::Claim);
+                }
+                Output::RefreshVips => {
+                    // One that waits already will do.
+                    if !self.asked.iter().any(|(_, purpose)| *purpose == Purpose::Refresh) {
+                        let all = (0..self.config.vips.len()).collect();
+                        self.ask(Operation::Configure(all), Purpose::Refresh);
+                    }
+                }
+                Output::RestoreVip(vip) => {
+                    self.ask(Operation::Configure(vec![vip]), Purpose::Restore(vip));
+                }
+                Output::RemoveVips => self.remove_vips().await,
+                Output::Announce => self.announce(),
+                Output::Transition(transition) => self.transition(transition),
+            }
+        }
+    }
+
+    fn send_advert(&mut self, priority: Priority) {
+        let (sent, failed) = self.ports.send_advert(priority);
+        self.counters.count(Counter::AdvertSent, sent);
+        for what in failed {
+            self.trouble(Counter::AdvertSendFailed, what);
+        }
+        let now = Instant::now();
+        if let Some(pending) = &mut self.pending
+            && pending.is_first_advert()
+        {
+            pending.step(now, format!("advert of priority {priority} sent"));
+        }
+        self.publish_by(now + VIEW_SENT);
+    }
+
+    fn ask(&mut self, operation: Operation, purpose: Purpose) {
+        match self.netlink.request(operation) {
+            Some(ticket) => self.asked.push_back((ticket, purpose)),
+            None => {
+                let why = "the kernel does not answer netlink requests".to_owned();
+                self.trouble(Counter::ConfigureFailed, why.clone());
+                if purpose != Purpose::Refresh {
+                    self.node.handle_input(Instant::now(), Input::ConfigureFailed(why));
+                }
+            }
+        }
+    }
+
+    async fn remove_vips(&mut self) {
+        self.asked.clear();
+        let (result, others) = self.netlink.remove().await;
+        self.deferred.extend(others);
+        if let Err(why) = result {
+            self.trouble(Counter::RemoveFailed, why);
+        }
+        let now = Instant::now();
+        if let Some(pending) = &mut self.pending {
+            pending.step(now, "VIPs removed");
+        }
+        self.publish_by(now);
+    }
+
+    fn announce(&mut self) {
+        let (sent, failed) = self.ports.announce();
+        self.counters.count(Counter::AnnouncementSent, sent);
+        for what in failed {
+            self.trouble(Counter::AnnouncementFailed, what);
+        }
+        if let Some(mut pending) = self.pending.take_if(|pending| pending.kind == Kind::Takeover) {
+            pending.step(Instant::now(), "VIPs announced");
+            pending.succeed(None);
+        }
+    }
+
+    fn transition(&mut self, transition: Transition) {
+        let now = Instant::now();
+        let Transition { from, to, reason } = transition;
+        if from != to {
+            self.since = (now, SystemTime::now());
+        }
+        if to == State::Active {
+            self.takeovers += u64::from(from != to);
+            self.neighbors.none_active();
+        }
+        let (node, vrid) = (self.config.node.clone(), self.config.vrid);
+        let priority = self.node.advertised_priority();
+        match self.node.fault().filter(|_| reason == Reason::Fault) {
+            Some(fault) => self.journal.say(move || {
+                warn!(node, %vrid, ?from, ?to, ?reason, fault, "transition");
+            }),
+            None => self.journal.say(move || {
+                info!(node, %vrid, ?from, ?to, ?reason, %priority, "transition");
+            }),
+        }
+        self.settle(now, transition);
+        self.publish_by(now);
+    }
+
+    /// What a transition means for the command that is waiting.
+    fn settle(&mut self, now: Instant, transition: Transition) {
+        let Some(mut pending) = self.pending.take() else { return };
+        let Transition { from, to, reason } = transition;
+        pending.step(now, format!("{from:?} to {to:?} ({reason:?})"));
+        match (pending.kind, to) {
+            (Kind::Takeover, State::Active) | (Kind::Yield, State::Backup) => {
+                self.pending = Some(pending);
+            }
+            (Kind::Yield, State::Active) => {
+                let elapsed = pending.elapsed(now);
+                pending.refuse(Refused::Unclaimed(elapsed));
+            }
+            (Kind::Takeover, State::Backup | State::Initialize)
+            | (Kind::Yield, State::Initialize) => {
+                let why =
+                    self.node.fault().unwrap_or_else(|| format!("it left Active: {reason:?}"));
+                pending.refuse(Refused::Fault(why));
+            }
+        }
+    }
+
+    /// A yield has come to its end once another node advertises.
+    fn another_is_active(&mut self, advert: &Advert) {
+        if advert.priority == Priority::YIELD || self.node.state() == State::Active {
+            return;
+        }
+        if let Some(mut pending) = self.pending.take_if(|pending| pending.kind == Kind::Yield) {
+            let active = self.neighbors.active().cloned();
+            pending.step(Instant::now(), format!("{} advertises", advert.source));
+            pending.succeed(active);
+        }
+    }
+
+    /// Ends a command that has waited for too long.
+    fn give_up(&mut self, now: Instant) {
+        if let Some(pending) = self.pending.take_if(|pending| pending.deadline <= now) {
+            let why = match pending.kind {
+                Kind::Takeover => Refused::Fault("the kernel does not configure the VIPs".into()),
+                Kind::Yield => Refused::Unclaimed(pending.elapsed(now)),
+            };
+            pending.refuse(why);
+        }
+    }
+
+    async fn command(&mut self, command: Command) -> Flow {
+        let now = Instant::now();
+        if let Some(pending) = self.pending.take() {
+            pending.refuse(Refused::Superseded);
+        }
+        match command {
+            Command::Takeover(answer) => {
+                if let Some(fault) = self.node.fault() {
+                    let _ = answer.send(Err(Refused::Fault(fault)));
+                } else if let Some(owner) = self.node.outranked_by() {
+                    let _ = answer.send(Err(Refused::Outranked(owner)));
+                } else {
+                    let mut pending = Pending::takeover(now, answer);
+                    if self.node.holds_vips() {
+                        // Nothing to wait for: it stays Active, and nobody preempts it.
+                        pending.step(now, "Active already");
+                        pending.succeed(None);
+                    } else {
+                        self.pending = Some(pending);
+                    }
+                    self.feed(Input::Takeover).await;
+                }
+                Flow::Continue
+            }
+            Command::Yield(answer) => {
+                if self.node.state() == State::Active {
+                    // Active_Down_Interval of a Backup is below 4 intervals.
+                    let patience = 4 * self.config.advert_interval.duration() + YIELD_MARGIN;
+                    self.pending = Some(Pending::yielding(now, patience, answer));
+                    self.feed(Input::Yield).await;
+                } else {
+                    let _ = answer.send(Err(Refused::NotActive));
+                }
+                Flow::Continue
+            }
+            Command::Shutdown(answer) => {
+                self.feed(Input::Shutdown).await;
+                self.publish();
+                let _ = answer.send(());
+                Flow::End
+            }
+        }
+    }
+
+    /// Counts something that went wrong, and logs it at a bounded rate.
+    fn trouble(&mut self, counter: Counter, what: String) {
+        if let Some(suppressed) = self.counters.note(counter, Instant::now()) {
+            self.journal.say(move || warn!(kind = counter.name(), suppressed, "{what}"));
+        }
+    }
+
+    fn introduce(&mut self) {
+        let config = self.config.clone();
+        let realtime = self.realtime.clone();
+        self.journal.say(move || {
+            info!(
+                node = config.node, vrid = %config.vrid, priority = %config.priority,
+                interval = ?config.advert_interval.duration(), paths = config.paths.len(),
+                vips = config.vips.len(), valid_lft = ?config.valid_lft, "HA driver starts"
+            );
+            if let Err(why) = realtime {
+                warn!("no real-time priority: {why}");
+            }
+        });
+    }
+
+    fn publish_by(&mut self, at: Instant) {
+        // Changes of others come in a stream, which is thinned out; this node's own do not wait.
+        if self.publish_at.is_none_or(|planned| at < planned) {
+            self.publish_at = Some(at);
+        }
+    }
+
+    fn publish(&mut self) {
+        self.publish_at = None;
+        let snapshot = self.netlink.snapshots.borrow().clone();
+        let vips = self.config.vips.iter().zip(&self.restored).map(|(vip, restored)| VipView {
+            vip: vip.clone(),
+            held: snapshot.interfaces.has(vip),
+            restored: *restored,
+        });
+        let paths = self.ports.paths.iter().map(|port| PathView {
+            interface: port.path.interface.clone(),
+            primary: port.primary.as_ref().ok().copied(),
+            usable: port.primary.clone().map(drop),
+            sent: port.sent,
+            received: port.received,
+        });
+        self.view.send_replace(View {
+            state: self.node.state(),
+            reason: self.node.reason(),
+            since: self.since.0,
+            since_wall: self.since.1,
+            takeovers: self.takeovers,
+            priority: self.node.advertised_priority(),
+            active: self.neighbors.active().cloned(),
+            heard: self.neighbors.list(),
+            vips: vips.collect(),
+            paths: paths.collect(),
+            realtime: self.realtime.clone(),
+            counters: self.counters.list(),
+        });
+    }
+}
+
+/// Why the loop woke up.
+enum Wake {
+    /// Something is there; or time has passed.
+    Look,
+    Kernel(Event),
+    Command(Command),
+}
