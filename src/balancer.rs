@@ -1,1 +1,406 @@
-//! Composition root of `baton run`.
+//! Composition root of `baton run`: configuration → pools, proxies, checks, election, control
+//! socket; and what happens between them.
+//!
+//! * The election leaves Active → sessions on the VIPs are reset.
+//! * A command on the control socket → election, pools, or a new configuration.
+//! * SIGTERM, SIGINT → yield first, then the sessions end, then the process. SIGHUP → reload.
+//!
+//! It decides nothing about who is Active, which backend serves, or whether one is up.
+
+use std::fmt;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, anyhow, bail};
+use baton_ha::config::HaConfig;
+use baton_ha::driver::{self, Handle, Outcome, View};
+use baton_ha::vrrp::router::State;
+use sd_notify::NotifyState;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Mutex;
+
+use crate::config::system::System;
+use crate::config::{self, Config};
+use crate::control::{Answer, Reply, Request, Socket};
+use crate::health::Checks;
+use crate::pool::{Admin, Member, Pool};
+use crate::proxy::Proxy;
+use crate::service::Service;
+use crate::status::{Election, ServiceStatus, Status};
+
+/// What a command came to, for people and as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Done {
+    /// One sentence.
+    pub summary: String,
+    /// Each step with the milliseconds since the command.
+    pub steps: Vec<Step>,
+}
+
+/// One step of a command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Milliseconds since the command.
+    pub t_ms: f64,
+    /// What was done.
+    pub what: String,
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for step in &self.steps {
+            writeln!(f, "{:9.3} ms  {}", step.t_ms, step.what)?;
+        }
+        writeln!(f, "{}", self.summary)
+    }
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+///
+/// A wrong file ([`config::Errors`]), whatever can't be opened, or an HA thread that has ended.
+pub fn run(path: &Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    start_log(&config.node.log)?;
+    warn_of(&config);
+    // Traffic has threads of its own: this runtime carries checks, commands and signals.
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?
+        .block_on(async {
+            let (balancer, socket) = Balancer::start(config)?;
+            balancer.run(socket).await
+        })
+}
+
+fn start_log(default: &str) -> anyhow::Result<()> {
+    use std::io::IsTerminal;
+
+    let filter = std::env::var("BATON_LOG").unwrap_or_else(|_| default.to_owned());
+    let filter = tracing_subscriber::EnvFilter::try_new(&filter)
+        .with_context(|| format!("`{filter}` is no log filter (write `info` or `baton=debug`)"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
+}
+
+/// What the file hardly means, and what this machine can't do yet: an interface that comes later
+/// (at boot) must not keep the node from starting, so here it is a warning.
+fn warn_of(config: &Config) {
+    let system = match System::read(config) {
+        Ok(system) => system,
+        Err(error) => return tracing::warn!(%error, "can't read this machine's interfaces"),
+    };
+    let here = match config.check_system(&system) {
+        Ok(warnings) => warnings,
+        Err(errors) => errors.problems().to_vec(),
+    };
+    for problem in config.warnings.iter().chain(&here) {
+        tracing::warn!("{}: {}: {}", problem.location(), problem.what, problem.hint);
+    }
+}
+
+/// A running node.
+#[derive(Debug)]
+struct Balancer {
+    started: Instant,
+    election: Option<(HaConfig, Handle)>,
+    proxy: Proxy,
+    live: Mutex<Live>,
+}
+
+/// What a reload replaces.
+#[derive(Debug)]
+struct Live {
+    config: Config,
+    pools: Vec<Arc<Pool>>,
+    checks: Checks,
+}
+
+impl Balancer {
+    /// Opens everything, the control socket first: it tells whether this node runs already.
+    fn start(config: Config) -> anyhow::Result<(Arc<Self>, Socket)> {
+        let socket = Socket::bind(&config.node.control)?;
+        let new = |service: &Arc<Service>| Arc::new(Pool::new(Arc::clone(service)));
+        let pools: Vec<_> = config.services.iter().map(new).collect();
+        let proxy = Proxy::start(&pools, config.node.workers)?;
+        let checks = Checks::start(&pools);
+        let election = match &config.ha {
+            Some(ha) => Some((ha.clone(), driver::start(ha.clone())?)),
+            None => None,
+        };
+        tracing::info!(
+            node = config.node.name,
+            version = env!("CARGO_PKG_VERSION"),
+            pid = std::process::id(),
+            file = %config.path.display(),
+            control = %config.node.control.display(),
+            services = config.services.len(),
+            "running"
+        );
+        let live = Mutex::new(Live { config, pools, checks });
+        Ok((Arc::new(Self { started: Instant::now(), election, proxy, live }), socket))
+    }
+
+    /// Serves until a signal says stop, or the HA thread ends without being told to.
+    async fn run(self: Arc<Self>, socket: Socket) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let control = tokio::spawn(socket.serve(Arc::clone(&self)));
+        let mut election = pin!(self.follow_election());
+        notify(NotifyState::Ready);
+        let outcome = loop {
+            tokio::select! {
+                _ = terminate.recv() => break Ok("SIGTERM"),
+                _ = interrupt.recv() => break Ok("SIGINT"),
+                _ = hangup.recv() => self.reload_on_signal().await,
+                () = &mut election => break Err(anyhow!("the HA thread has ended; see the log")),
+            }
+        };
+        if let Ok(signal) = outcome {
+            tracing::info!(signal, "stopping");
+        }
+        notify(NotifyState::Stopping);
+        tokio::select! {
+            () = self.stop() => tracing::info!("stopped"),
+            _ = terminate.recv() => tracing::warn!("second SIGTERM: ending at once"),
+            _ = interrupt.recv() => tracing::warn!("second SIGINT: ending at once"),
+        }
+        control.abort();
+        outcome.map(drop)
+    }
+
+    /// Resets the sessions on the VIPs whenever this node has stopped being Active. Returns only
+    /// when the HA thread has ended.
+    async fn follow_election(&self) {
+        let Some((_, handle)) = &self.election else { return std::future::pending().await };
+        let mut view = handle.view();
+        let mut before = active_since(&view.borrow_and_update());
+        while view.changed().await.is_ok() {
+            let after = active_since(&view.borrow_and_update());
+            if before.is_some() && before != after {
+                self.reset_sessions("this node is no longer Active").await;
+            }
+            before = after;
+        }
+    }
+
+    async fn reset_sessions(&self, why: &str) {
+        let sessions = self.proxy.reset_all().await;
+        if sessions > 0 {
+            tracing::info!(sessions, why, "sessions reset");
+        }
+    }
+
+    /// Yields first; then the sessions end: at once where there are VIPs, which this node has
+    /// given away, otherwise by themselves within the grace.
+    async fn stop(&self) {
+        if let Some((_, handle)) = &self.election {
+            // Accepting goes on until the VIPs are gone: no client is refused in between.
+            handle.shutdown().await;
+            return self.reset_sessions("this node stops").await;
+        }
+        self.proxy.stop_accepting().await;
+        let grace = self.live.lock().await.config.node.shutdown_grace;
+        let left = self.proxy.wait_idle(grace).await;
+        if left > 0 {
+            tracing::warn!(sessions = left, ?grace, "sessions reset: the grace is over");
+        }
+    }
+
+    async fn status(&self) -> Status {
+        let live = self.live.lock().await;
+        let election = self
+            .election
+            .as_ref()
+            .map(|(ha, handle)| Election::of(ha, &handle.view().borrow(), Instant::now()));
+        let now = SystemTime::now();
+        Status {
+            node: live.config.node.name.clone(),
+            cluster: live.config.cluster.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs_f64(),
+            election,
+            services: live.pools.iter().map(|pool| ServiceStatus::of(pool, now)).collect(),
+        }
+    }
+
+    async fn takeover(&self) -> anyhow::Result<Done> {
+        let outcome = self.handle()?.takeover().await?;
+        tracing::info!("takeover by the operator");
+        Ok(Done::of(outcome, "this node is Active and holds the VIPs"))
+    }
+
+    async fn yield_now(&self) -> anyhow::Result<Done> {
+        let outcome = self.handle()?.yield_now().await?;
+        tracing::info!("yield by the operator");
+        let now = match &outcome.active {
+            Some(heard) => match &heard.name {
+                Some(name) => format!("{name} ({}) is Active", heard.address),
+                None => format!("{} is Active", heard.address),
+            },
+            None => "this node is no longer Active".into(),
+        };
+        Ok(Done::of(outcome, &now))
+    }
+
+    fn handle(&self) -> anyhow::Result<&Handle> {
+        match &self.election {
+            Some((_, handle)) => Ok(handle),
+            None => bail!("this node has no VIPs, so it takes part in no election"),
+        }
+    }
+
+    async fn set_backend(&self, name: &str, admin: Admin) -> anyhow::Result<Done> {
+        let live = self.live.lock().await;
+        let found = members(&live.pools, name);
+        if found.is_empty() {
+            bail!("there is no backend `{name}`; there are {}", known(&live.pools).join(", "));
+        }
+        let mut steps = Vec::new();
+        for (pool, member) in &found {
+            let was = member.set_admin(admin);
+            let name = format!("{}/{}", pool.service.name, member.backend.name);
+            tracing::info!(backend = name, from = ?was, to = ?admin, "set by the operator");
+            steps.push(Step { t_ms: 0.0, what: format!("{name}: {was} → {admin}") });
+        }
+        let summary = match admin {
+            Admin::Enabled => "new connections may go there again",
+            Admin::Drained => "no new connections go there; those it has end by themselves",
+            Admin::Disabled => "no new connections go there; those it had are reset",
+        };
+        Ok(Done { summary: summary.into(), steps })
+    }
+
+    /// Applies the file as it is now, or leaves everything as it is.
+    async fn reload(&self) -> anyhow::Result<Done> {
+        let mut live = self.live.lock().await;
+        let started = Instant::now();
+        let new = Config::load(&live.config.path).context("nothing was changed")?;
+        let blockers = config::reload_blockers(&live.config, &new);
+        if !blockers.is_empty() {
+            bail!("nothing was changed, since these need a restart: {}", blockers.join("; "));
+        }
+        warn_of(&new);
+        let pools: Vec<_> =
+            new.services.iter().map(|service| renewed(&live.pools, service)).collect();
+        self.proxy.renew(&pools).await.context("nothing was changed")?;
+        live.checks.apply(&pools);
+        let changes = changes(&live.config.services, &new.services);
+        live.pools = pools;
+        live.config = new;
+        drop(live);
+        tracing::info!(?changes, "configuration reloaded");
+        let t_ms = millis(started.elapsed());
+        let steps: Vec<_> = changes.into_iter().map(|what| Step { t_ms, what }).collect();
+        let summary = if steps.is_empty() { "the file says what it said" } else { "applied" };
+        Ok(Done { summary: summary.into(), steps })
+    }
+
+    async fn reload_on_signal(&self) {
+        if let Err(error) = self.reload().await {
+            tracing::error!("SIGHUP: {error:#}");
+        }
+    }
+}
+
+impl Answer for Balancer {
+    async fn answer(&self, request: Request) -> Reply {
+        let done = match request {
+            Request::Status => return Reply::ok(self.status().await),
+            Request::Takeover => self.takeover().await,
+            Request::Yield => self.yield_now().await,
+            Request::Reload => self.reload().await,
+            Request::SetBackend { backend, admin } => self.set_backend(&backend, admin).await,
+        };
+        match done {
+            Ok(done) => Reply::ok(done),
+            Err(error) => Reply::Error(format!("{error:#}")),
+        }
+    }
+}
+
+/// Since when this node has been Active, if it is: a change means that it stopped being so in
+/// between, even if it is again.
+fn active_since(view: &View) -> Option<Instant> {
+    (view.state == State::Active).then_some(view.since)
+}
+
+/// The pool of a service after a reload; it is the same service where name, address and protocol
+/// are.
+fn renewed(old: &[Arc<Pool>], service: &Arc<Service>) -> Arc<Pool> {
+    let same = |pool: &&Arc<Pool>| {
+        pool.service.name == service.name
+            && pool.service.listen == service.listen
+            && pool.service.protocol == service.protocol
+    };
+    Arc::new(match old.iter().find(same) {
+        Some(pool) => Pool::renewed(pool, Arc::clone(service)),
+        None => Pool::new(Arc::clone(service)),
+    })
+}
+
+/// What became of the services, by name.
+fn changes(old: &[Arc<Service>], new: &[Arc<Service>]) -> Vec<String> {
+    let find = |among: &[Arc<Service>], name: &str| {
+        among.iter().find(|service| service.name == name).cloned()
+    };
+    let gone = old.iter().filter(|service| find(new, &service.name).is_none());
+    let mut changes: Vec<_> = gone.map(|service| format!("{}: removed", service.name)).collect();
+    for service in new {
+        match find(old, &service.name) {
+            None => changes.push(format!("{}: new", service.name)),
+            Some(before) if before != *service => {
+                changes.push(format!("{}: changed", service.name));
+            }
+            Some(_) => {}
+        }
+    }
+    changes
+}
+
+/// The members that `BACKEND` or `SERVICE/BACKEND` means.
+fn members<'a>(pools: &'a [Arc<Pool>], name: &str) -> Vec<(&'a Arc<Pool>, &'a Arc<Member>)> {
+    let all = pools.iter().flat_map(|pool| pool.members.iter().map(move |member| (pool, member)));
+    all.filter(|(pool, member)| {
+        let (service, backend) = (&pool.service.name, &member.backend.name);
+        name == backend || name == format!("{service}/{backend}")
+    })
+    .collect()
+}
+
+fn known(pools: &[Arc<Pool>]) -> Vec<String> {
+    let name = |pool: &Arc<Pool>, member: &Arc<Member>| {
+        format!("{}/{}", pool.service.name, member.backend.name)
+    };
+    pools.iter().flat_map(|pool| pool.members.iter().map(|member| name(pool, member))).collect()
+}
+
+impl Done {
+    fn of(outcome: Outcome, summary: &str) -> Self {
+        let step = |(at, what)| Step { t_ms: millis(at), what };
+        Self { summary: summary.into(), steps: outcome.steps.into_iter().map(step).collect() }
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Tells systemd, where it listens; that it doesn't is no error.
+fn notify(state: NotifyState) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}

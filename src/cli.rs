@@ -1,1 +1,334 @@
-//! One clap tree.
+//! One clap tree, and what each command prints.
+//!
+//! Exit codes, the same for every command: see [`Exit`].
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::system::System;
+use crate::config::{self, Config};
+use crate::control::{self, Reply, Request};
+use crate::pool::Admin;
+use crate::status::Status;
+
+/// Where the commands find the daemon unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/baton/control.sock";
+
+/// How long a command waits for the daemon: more than the longest Active_Down_Interval
+/// (4 × 40.95 s), which a `yield` may take.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Exit codes of every command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// The daemon or the system refused, or something failed on the way.
+    Failed = 1,
+    /// Wrong arguments, or a configuration that is wrong.
+    Usage = 2,
+    /// No daemon answers on the control socket.
+    Unreachable = 3,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused or failed; the reason is on standard error
+  2  wrong arguments, or a configuration file that is wrong
+  3  no daemon answers on the control socket";
+
+const EXAMPLES: &str = "\
+First steps:
+  baton lab up                       a relay pair with real SOCKS servers, in namespaces
+  baton lab exec relay1 -- baton status
+  baton drill kill                   kill the Active under load: what did clients see?
+  baton check -c config/relay1.toml  what a configuration file means
+
+Exit codes:
+  0  done
+  1  refused or failed; the reason is on standard error
+  2  wrong arguments, or a configuration file that is wrong
+  3  no daemon answers on the control socket";
+
+/// A layer-4 load balancer that is never a single point of failure.
+#[derive(Debug, Parser)]
+#[command(name = "baton", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run this node in the foreground.
+    ///
+    /// SIGTERM or SIGINT yields the VIPs first (priority 0), then ends. SIGHUP reads the
+    /// configuration again, as `baton reload` does. The log goes to standard error; its filter is
+    /// `log` in [node] or the environment variable BATON_LOG (`info`, `baton_ha=debug`, …).
+    #[command(after_help = EXIT_CODES)]
+    Run {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Say what a configuration file means, or everything that is wrong with it.
+    #[command(after_help = EXIT_CODES)]
+    Check {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Don't look at this machine's interfaces.
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Show this node and what it knows of the others.
+    ///
+    /// State, reason, since when; VIPs; services; backends with their health and why.
+    #[command(after_help = EXIT_CODES)]
+    Status {
+        #[command(flatten)]
+        socket: SocketPath,
+        /// Print JSON (docs/operations.md says what is in it).
+        #[arg(long)]
+        json: bool,
+        /// Show it again every SECONDS until Ctrl-C.
+        #[arg(long, short, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+              value_parser = seconds)]
+        watch: Option<Duration>,
+    },
+    /// Make this node Active now, whoever is.
+    ///
+    /// It stays Active, whatever the priorities, until it yields, fails, or another node is told
+    /// to take over.
+    #[command(after_help = EXIT_CODES)]
+    Takeover {
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// Stop being Active now, and let another node claim the VIPs.
+    ///
+    /// Waits until another node is heard as Active. If none claims the VIPs, this node takes them
+    /// back and the command fails.
+    #[command(after_help = EXIT_CODES)]
+    Yield {
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// Give a backend no new connections; those it has end by themselves.
+    #[command(after_help = EXIT_CODES)]
+    Drain(BackendArgs),
+    /// Use a backend again.
+    #[command(after_help = EXIT_CODES)]
+    Enable(BackendArgs),
+    /// Give a backend no new connections and reset those it has.
+    #[command(after_help = EXIT_CODES)]
+    Disable(BackendArgs),
+    /// Read the configuration file again.
+    ///
+    /// Services, backends and checks change at once; connections to what stays go on. A file that
+    /// is wrong, or that changes what needs a restart, changes nothing.
+    #[command(after_help = EXIT_CODES)]
+    Reload {
+        #[command(flatten)]
+        asked: Asked,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration file.
+    #[arg(short, long = "config", value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct SocketPath {
+    /// The control socket of the daemon (`control` in [node]).
+    #[arg(short, long, value_name = "PATH", env = "BATON_SOCKET", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Asked {
+    #[command(flatten)]
+    socket: SocketPath,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct BackendArgs {
+    /// BACKEND, or SERVICE/BACKEND; without a service it is meant in every service.
+    backend: String,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.1..=3600.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "write a number of seconds from 0.1 to 3600".into())
+}
+
+impl Cli {
+    /// Does what the command line says; errors are printed.
+    pub fn run(self) -> ExitCode {
+        match self.command.run() {
+            Ok(code) => code,
+            Err(error) if broken_pipe(&error) => Exit::Done.into(),
+            Err(error) => {
+                match error.downcast_ref::<config::Errors>() {
+                    // Each of them says that it is an error, and where.
+                    Some(errors) => eprintln!("{errors}"),
+                    None => eprintln!("{} {error:#}", red("error:")),
+                }
+                exit_of(&error).into()
+            }
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Whoever reads our output has enough (`baton status | head`).
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn exit_of(error: &anyhow::Error) -> Exit {
+    if error.is::<config::Errors>() {
+        Exit::Usage
+    } else if matches!(error.downcast_ref(), Some(control::AskError::Unreachable { .. })) {
+        Exit::Unreachable
+    } else {
+        Exit::Failed
+    }
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Command::Run { config } => crate::balancer::run(&config.config)?,
+            Command::Check { config, json, offline } => check(&config.config, json, offline)?,
+            Command::Status { socket, json, watch: None } => show_status(&socket.socket, json)?,
+            Command::Status { socket, json, watch: Some(every) } => {
+                watch_status(&socket.socket, json, every)?;
+            }
+            Command::Takeover { asked } => command(&asked, &Request::Takeover)?,
+            Command::Yield { asked } => command(&asked, &Request::Yield)?,
+            Command::Drain(args) => args.set(Admin::Drained)?,
+            Command::Enable(args) => args.set(Admin::Enabled)?,
+            Command::Disable(args) => args.set(Admin::Disabled)?,
+            Command::Reload { asked } => command(&asked, &Request::Reload)?,
+        }
+        Ok(Exit::Done.into())
+    }
+}
+
+impl BackendArgs {
+    fn set(self, admin: Admin) -> anyhow::Result<()> {
+        command(&self.asked, &Request::SetBackend { backend: self.backend, admin })
+    }
+}
+
+fn check(path: &Path, json: bool, offline: bool) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    let here = if offline { Vec::new() } else { config.check_system(&System::read(&config)?)? };
+    for warning in config.warnings.iter().chain(&here) {
+        eprintln!("{warning}");
+    }
+    if json {
+        print(&format!("{:#}\n", config::describe_json(&config)))
+    } else {
+        print(&config::describe(&config))
+    }
+}
+
+fn ask(socket: &Path, request: &Request) -> anyhow::Result<serde_json::Value> {
+    match control::ask(socket, request, PATIENCE)? {
+        Reply::Ok(value) => Ok(value),
+        Reply::Error(why) => Err(anyhow::anyhow!(why)),
+    }
+}
+
+/// Asks, and prints each step of the answer (or the answer itself as JSON).
+fn command(asked: &Asked, request: &Request) -> anyhow::Result<()> {
+    let value = ask(&asked.socket.socket, request)?;
+    if asked.json {
+        return print(&format!("{value:#}\n"));
+    }
+    let done: crate::balancer::Done = serde_json::from_value(value)?;
+    print(&done.to_string())
+}
+
+fn show_status(socket: &Path, json: bool) -> anyhow::Result<()> {
+    let value = ask(socket, &Request::Status)?;
+    if json {
+        return print(&format!("{value:#}\n"));
+    }
+    print(&serde_json::from_value::<Status>(value)?.render())
+}
+
+/// On a terminal each status replaces the one before; elsewhere they follow each other. A daemon
+/// that is away for a while is said so and asked again.
+fn watch_status(socket: &Path, json: bool, every: Duration) -> anyhow::Result<()> {
+    let clear = if io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+    loop {
+        print(clear)?;
+        if let Err(error) = show_status(socket, json) {
+            if broken_pipe(&error) {
+                return Err(error);
+            }
+            print(&format!("{error:#}\n"))?;
+        }
+        std::thread::sleep(every);
+    }
+}
+
+/// Prints to standard output; `println!` would panic on a closed pipe.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Red only on a terminal, and not where NO_COLOR is set (no-color.org).
+fn red(text: &str) -> String {
+    let wanted = io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if wanted { format!("\x1b[1;31m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn watch_takes_seconds_within_reason() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "0", "-1", "NaN", "inf", "1e9", "soon"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -29,4 +29,5 @@ pub mod proxy;
 pub mod scheduler;
 pub mod service;
 pub mod sources;
+pub mod status;
 pub mod table;

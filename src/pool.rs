@@ -142,6 +142,39 @@ pub enum Admin {
     Disabled,
 }
 
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Enabled => "enabled",
+            Self::Drained => "drained",
+            Self::Disabled => "disabled",
+        })
+    }
+}
+
+impl ServiceCounters {
+    /// Every counter by its name, in the order of the fields.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [
+            ("accepted", &self.accepted),
+            ("refused_service_limit", &self.refused_service_limit),
+            ("refused_source_limit", &self.refused_source_limit),
+            ("refused_no_backend", &self.refused_no_backend),
+            ("connect_failed", &self.connect_failed),
+            ("connect_retried", &self.connect_retried),
+            ("idle_closed", &self.idle_closed),
+            ("reset_on_yield", &self.reset_on_yield),
+            ("reset_on_disable", &self.reset_on_disable),
+            ("accept_failed", &self.accept_failed),
+            ("datagrams_dropped", &self.datagrams_dropped),
+            ("bytes_in", &self.bytes_in),
+            ("bytes_out", &self.bytes_out),
+        ]
+        .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
+        .into_iter()
+    }
+}
+
 impl Member {
     /// A member not probed yet; without a check it is up from the start.
     pub fn new(backend: Backend, checked: bool) -> Self {

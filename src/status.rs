@@ -1,0 +1,581 @@
+//! What this node is and knows of the others, as `baton status` shows it: [`Status`] is the JSON
+//! (documented in docs/operations.md, stable), [`Status::render`] the text for people.
+//!
+//! It reads snapshots of [`crate::pool`] and [`baton_ha::driver::View`] and changes nothing.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant, SystemTime};
+
+use baton_ha::config::HaConfig;
+use baton_ha::driver::{Heard, View};
+use baton_ha::vrrp::Priority;
+use baton_ha::vrrp::router::{Reason, State};
+use serde::{Deserialize, Serialize};
+
+use crate::pool::{Admin, Health, Member, Pool};
+use crate::service::{Mode, Protocol, Scheduler};
+use crate::table::Table;
+
+/// A node at one moment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of this node.
+    pub node: String,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// How long it has been running, in seconds.
+    pub uptime_s: f64,
+    /// The election; `None` for a node without VIPs.
+    pub election: Option<Election>,
+    /// The services.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// The election as this node sees it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Election {
+    /// State of the virtual router.
+    pub state: State,
+    /// Why.
+    pub reason: Reason,
+    /// Since when (RFC 3339, UTC).
+    pub since: String,
+    /// For how long, in seconds.
+    pub since_s: f64,
+    /// How often this node has become Active since it started.
+    pub takeovers: u64,
+    /// Virtual router identifier.
+    pub vrid: u8,
+    /// Configured priority.
+    pub priority: u8,
+    /// What it advertises as Active: more than `priority` while a takeover is held.
+    pub advertised_priority: u8,
+    /// Advertisement_Interval in milliseconds.
+    pub advert_interval_ms: u64,
+    /// Whether the HA thread runs at real-time priority; otherwise why not.
+    pub realtime: Result<(), String>,
+    /// The other nodes: those of the configuration, then strangers that were heard.
+    pub peers: Vec<PeerStatus>,
+    /// The VIPs.
+    pub vips: Vec<VipStatus>,
+    /// Where adverts travel.
+    pub paths: Vec<PathStatus>,
+    /// What was counted, by name.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// Another node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name; `None` for a node that the configuration doesn't know.
+    pub name: Option<String>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What its adverts say of it.
+    pub state: PeerState,
+    /// Seconds since its last advert.
+    pub heard_s: Option<f64>,
+    /// Priority of its last advert.
+    pub priority: Option<u8>,
+    /// Adverts heard since this node started.
+    pub adverts: u64,
+}
+
+/// What adverts say of another node. A Backup is silent in VRRP: it can't be told from one that
+/// is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerState {
+    /// It advertises.
+    Active,
+    /// It said priority 0.
+    Yielded,
+    /// It has advertised, and no longer does.
+    Silent,
+    /// It has not been heard since this node started.
+    NeverHeard,
+}
+
+/// A VIP.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VipStatus {
+    /// Address and prefix length.
+    pub address: String,
+    /// Its interface.
+    pub interface: String,
+    /// Whether this node's kernel has it now.
+    pub held: bool,
+    /// How often something else removed it and it was put back.
+    pub restored: u64,
+}
+
+/// A path.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// Its interface.
+    pub interface: String,
+    /// This node's address on it.
+    pub primary: Option<IpAddr>,
+    /// Whether it works; otherwise why not.
+    pub usable: Result<(), String>,
+    /// Adverts sent.
+    pub sent: u64,
+    /// Adverts received.
+    pub received: u64,
+}
+
+/// A service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// The address and port that clients use.
+    pub listen: SocketAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Mode.
+    pub mode: Mode,
+    /// Scheduler.
+    pub scheduler: Scheduler,
+    /// Connections or UDP sessions now.
+    pub connections: u32,
+    /// The most it may have.
+    pub max_connections: u32,
+    /// What was counted, by name.
+    pub counters: BTreeMap<String, u64>,
+    /// Its backends.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// A backend.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its weight.
+    pub weight: u16,
+    /// What the checks say.
+    pub health: Health,
+    /// Why.
+    pub reason: String,
+    /// For how long, in seconds.
+    pub since_s: f64,
+    /// What the operator says.
+    pub admin: Admin,
+    /// Connections or UDP sessions now.
+    pub connections: u32,
+    /// Since the start.
+    pub total: u64,
+    /// Connection attempts that failed.
+    pub failed: u64,
+    /// Seconds since the last probe.
+    pub checked_s: Option<f64>,
+    /// How long the last probe took, in milliseconds.
+    pub check_ms: Option<f64>,
+}
+
+impl Election {
+    /// The election of a node from its driver's view.
+    pub fn of(ha: &HaConfig, view: &View, now: Instant) -> Self {
+        Self {
+            state: view.state,
+            reason: view.reason,
+            since: humantime::format_rfc3339_millis(view.since_wall).to_string(),
+            since_s: now.saturating_duration_since(view.since).as_secs_f64(),
+            takeovers: view.takeovers,
+            vrid: ha.vrid.value(),
+            priority: ha.priority.value(),
+            advertised_priority: view.priority.value(),
+            advert_interval_ms: millis(ha.advert_interval.duration()),
+            realtime: view.realtime.clone(),
+            peers: peers(ha, view, now),
+            vips: view.vips.iter().map(VipStatus::of).collect(),
+            paths: view.paths.iter().map(PathStatus::of).collect(),
+            counters: view.counters.iter().map(|&(name, n)| (name.to_owned(), n)).collect(),
+        }
+    }
+}
+
+/// The peers of the configuration with the latest advert from any of their addresses, then
+/// strangers.
+fn peers(ha: &HaConfig, view: &View, now: Instant) -> Vec<PeerStatus> {
+    let known = ha.peers.iter().map(|peer| {
+        let heard = view.heard.iter().filter(|heard| peer.addresses.contains(&heard.address));
+        PeerStatus::of(Some(&peer.name), peer.addresses.clone(), heard, now)
+    });
+    let strangers = view
+        .heard
+        .iter()
+        .filter(|heard| heard.name.is_none())
+        .map(|heard| PeerStatus::of(None, vec![heard.address], std::iter::once(heard), now));
+    known.chain(strangers).collect()
+}
+
+impl PeerStatus {
+    fn of<'a>(
+        name: Option<&str>,
+        addresses: Vec<IpAddr>,
+        heard: impl Iterator<Item = &'a Heard> + Clone,
+        now: Instant,
+    ) -> Self {
+        let adverts = heard.clone().map(|heard| heard.adverts).sum();
+        let last = heard.max_by_key(|heard| heard.at);
+        Self {
+            name: name.map(str::to_owned),
+            addresses,
+            state: last.map_or(PeerState::NeverHeard, |heard| peer_state(heard, now)),
+            heard_s: last.map(|heard| now.saturating_duration_since(heard.at).as_secs_f64()),
+            priority: last.map(|heard| heard.priority.value()),
+            adverts,
+        }
+    }
+}
+
+/// A node that has not advertised for three of its intervals and the longest Skew_Time (one
+/// more) is no longer Active (RFC 9568 §6.1).
+fn peer_state(heard: &Heard, now: Instant) -> PeerState {
+    if heard.priority == Priority::YIELD {
+        PeerState::Yielded
+    } else if now.saturating_duration_since(heard.at) <= heard.interval * 4 {
+        PeerState::Active
+    } else {
+        PeerState::Silent
+    }
+}
+
+impl VipStatus {
+    fn of(view: &baton_ha::driver::VipView) -> Self {
+        Self {
+            address: format!("{}/{}", view.vip.address, view.vip.prefix),
+            interface: view.vip.interface.clone(),
+            held: view.held,
+            restored: view.restored,
+        }
+    }
+}
+
+impl PathStatus {
+    fn of(view: &baton_ha::driver::PathView) -> Self {
+        Self {
+            interface: view.interface.clone(),
+            primary: view.primary,
+            usable: view.usable.clone(),
+            sent: view.sent,
+            received: view.received,
+        }
+    }
+}
+
+impl ServiceStatus {
+    /// A service from its pool.
+    pub fn of(pool: &Pool, now: SystemTime) -> Self {
+        let service = &pool.service;
+        Self {
+            name: service.name.clone(),
+            listen: service.listen,
+            protocol: service.protocol,
+            mode: service.mode,
+            scheduler: service.scheduler,
+            connections: pool.connections.load(Relaxed),
+            max_connections: service.limits.max_connections,
+            counters: pool.counters.named().map(|(name, n)| (name.to_owned(), n)).collect(),
+            backends: pool.members.iter().map(|member| BackendStatus::of(member, now)).collect(),
+        }
+    }
+}
+
+impl BackendStatus {
+    fn of(member: &Arc<Member>, now: SystemTime) -> Self {
+        let report = member.report();
+        Self {
+            name: member.backend.name.clone(),
+            address: member.backend.address,
+            weight: member.backend.weight,
+            health: member.health(),
+            reason: report.reason,
+            since_s: age(now, report.since),
+            admin: member.admin(),
+            connections: member.connections.load(Relaxed),
+            total: member.total.load(Relaxed),
+            failed: member.failed.load(Relaxed),
+            checked_s: report.checked.map(|at| age(now, at)),
+            check_ms: report.took.map(|took| took.as_secs_f64() * 1e3),
+        }
+    }
+}
+
+/// A wall clock that was set back makes an age of zero, not an error.
+fn age(now: SystemTime, then: SystemTime) -> f64 {
+    now.duration_since(then).unwrap_or_default().as_secs_f64()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Status {
+    /// The status for people.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String can't fail.
+        let _ = self.write(&mut text);
+        text
+    }
+
+    fn write(&self, text: &mut String) -> std::fmt::Result {
+        writeln!(
+            text,
+            "{} of cluster {}   baton {}, pid {}, up {}",
+            self.node,
+            self.cluster,
+            self.version,
+            self.pid,
+            ago(self.uptime_s)
+        )?;
+        match &self.election {
+            Some(election) => election.write(text)?,
+            None => writeln!(text, "No VIPs, so no election: this node stands alone.")?,
+        }
+        for service in &self.services {
+            service.write(text)?;
+        }
+        Ok(())
+    }
+}
+
+impl Election {
+    fn write(&self, text: &mut String) -> std::fmt::Result {
+        writeln!(
+            text,
+            "{} since {} ({} ago): {}",
+            state(self.state),
+            self.since,
+            ago(self.since_s),
+            why(self.reason)
+        )?;
+        write!(
+            text,
+            "VRID {}, priority {}, an advert every {} ms, {} so far",
+            self.vrid,
+            self.priority,
+            self.advert_interval_ms,
+            counted(self.takeovers, "takeover")
+        )?;
+        if self.advertised_priority != self.priority {
+            write!(
+                text,
+                "; held by an operator's takeover (advertises {}; `baton yield` ends it)",
+                self.advertised_priority
+            )?;
+        }
+        writeln!(text)?;
+        if let Err(why) = &self.realtime {
+            writeln!(text, "! the HA thread has no real-time priority: {why}")?;
+        }
+        self.write_peers(text)?;
+        self.write_vips(text)?;
+        self.write_paths(text)?;
+        self.write_drops(text)
+    }
+
+    fn write_peers(&self, text: &mut String) -> std::fmt::Result {
+        let mut table = Table::new(&["PEER", "ADDRESSES", "STATE", "LAST ADVERT", "PRIORITY"]);
+        for peer in &self.peers {
+            let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
+            table.row([
+                peer.name.clone().unwrap_or_else(|| "(stranger)".into()),
+                addresses.join(" "),
+                match peer.state {
+                    PeerState::Active => "Active",
+                    PeerState::Yielded => "yielded",
+                    PeerState::Silent => "silent: Backup, or gone",
+                    PeerState::NeverHeard => "never heard: Backup, or gone",
+                }
+                .into(),
+                peer.heard_s.map_or("-".into(), |seconds| format!("{} ago", ago(seconds))),
+                peer.priority.map_or("-".into(), |priority| priority.to_string()),
+            ]);
+        }
+        write!(text, "\n{table}")
+    }
+
+    fn write_vips(&self, text: &mut String) -> std::fmt::Result {
+        let mut table = Table::new(&["VIP", "INTERFACE", "HERE", "PUT BACK"]);
+        for vip in &self.vips {
+            table.row([
+                vip.address.clone(),
+                vip.interface.clone(),
+                if vip.held { "yes" } else { "no" }.into(),
+                vip.restored.to_string(),
+            ]);
+        }
+        write!(text, "\n{table}")
+    }
+
+    fn write_paths(&self, text: &mut String) -> std::fmt::Result {
+        let mut table = Table::new(&["PATH", "OUR ADDRESS", "SENT", "RECEIVED", "USABLE"]);
+        for path in &self.paths {
+            table.row([
+                path.interface.clone(),
+                path.primary.map_or("-".into(), |address| address.to_string()),
+                path.sent.to_string(),
+                path.received.to_string(),
+                match &path.usable {
+                    Ok(()) => "yes".into(),
+                    Err(why) => format!("no: {why}"),
+                },
+            ]);
+        }
+        write!(text, "\n{table}")
+    }
+
+    fn write_drops(&self, text: &mut String) -> std::fmt::Result {
+        write_counted(text, "counted", &self.counters)
+    }
+}
+
+impl ServiceStatus {
+    fn write(&self, text: &mut String) -> std::fmt::Result {
+        writeln!(
+            text,
+            "\nService {}: {}/{}, {}, {}; {} of {} connections",
+            self.name,
+            self.listen,
+            word(&self.protocol),
+            word(&self.mode),
+            word(&self.scheduler),
+            self.connections,
+            self.max_connections
+        )?;
+        let mut table = Table::new(&[
+            "BACKEND", "ADDRESS", "WEIGHT", "HEALTH", "FOR", "CONNS", "TOTAL", "FAILED", "WHY",
+        ]);
+        for backend in &self.backends {
+            let health = match backend.admin {
+                Admin::Enabled => word(&backend.health),
+                admin => format!("{}, {}", word(&backend.health), word(&admin)),
+            };
+            table.row([
+                backend.name.clone(),
+                backend.address.to_string(),
+                backend.weight.to_string(),
+                health,
+                ago(backend.since_s),
+                backend.connections.to_string(),
+                backend.total.to_string(),
+                backend.failed.to_string(),
+                backend.reason.clone(),
+            ]);
+        }
+        write!(text, "{table}")?;
+        write_counted(text, "  counted", &self.counters)
+    }
+}
+
+/// What is not zero, on one line.
+fn write_counted(
+    text: &mut String,
+    title: &str,
+    counters: &BTreeMap<String, u64>,
+) -> std::fmt::Result {
+    let some: Vec<_> =
+        counters.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
+    if some.is_empty() { Ok(()) } else { writeln!(text, "{title}: {}", some.join(", ")) }
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Initialize => "Initialize",
+        State::Backup => "Backup",
+        State::Active => "Active",
+    }
+}
+
+/// The reason in words.
+pub fn why(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Startup => "it started",
+        Reason::AddressOwner => "it started as the address owner (priority 255)",
+        Reason::ActiveDown => "no advert came within Active_Down_Interval",
+        Reason::ActiveYielded => "the Active yielded",
+        Reason::Preempted => "the Active had a lower priority",
+        Reason::Outranked => "another node outranks it",
+        Reason::Takeover => "the operator said takeover",
+        Reason::Yield => "the operator said yield",
+        Reason::Fault => "it can't carry its VIPs",
+        Reason::Recovered => "it can carry its VIPs again",
+        Reason::Stalled => "it was frozen for longer than a Backup waits",
+        Reason::Shutdown => "it stops",
+    }
+}
+
+/// The word that serde writes for a unit variant.
+fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => "?".into(),
+    }
+}
+
+fn counted(n: u64, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// A time span in at most two units: `420 ms`, `3.2 s`, `4m 10s`, `3h 2m`, `2d 4h`.
+pub fn ago(seconds: f64) -> String {
+    // Saturating, and an operator's clock does not run for 10^19 seconds.
+    let whole = seconds as u64;
+    match whole {
+        0 => format!("{:.0} ms", seconds * 1e3),
+        1..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{}m {}s", whole / 60, whole % 60),
+        3600..86_400 => format!("{}h {}m", whole / 3600, whole % 3600 / 60),
+        _ => format!("{}d {}h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_has_at_most_two_units() {
+        for (seconds, expected) in [
+            (0.0, "0 ms"),
+            (0.42, "420 ms"),
+            (3.21, "3.2 s"),
+            (250.0, "4m 10s"),
+            (10_920.0, "3h 2m"),
+            (187_200.0, "2d 4h"),
+        ] {
+            assert_eq!(ago(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn a_peer_is_active_until_the_slowest_backup_would_claim() {
+        let at = Instant::now();
+        let heard = |priority| Heard {
+            name: None,
+            address: "10.77.0.3".parse().expect("an address"),
+            priority: Priority::new(priority),
+            interval: Duration::from_millis(100),
+            at,
+            adverts: 1,
+        };
+        let after = |ms| at + Duration::from_millis(ms);
+        assert_eq!(peer_state(&heard(100), after(400)), PeerState::Active);
+        assert_eq!(peer_state(&heard(100), after(401)), PeerState::Silent);
+        assert_eq!(peer_state(&heard(0), after(1)), PeerState::Yielded);
+    }
+}
