@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{self, Reply, Request};
+use crate::lab;
 use crate::pool::Admin;
 use crate::status::Status;
 
@@ -139,6 +140,11 @@ enum Command {
         #[command(flatten)]
         asked: Asked,
     },
+    /// A relay pair with real SOCKS servers in network namespaces on this machine.
+    #[command(subcommand)]
+    Lab(lab::cli::LabCommand),
+    /// Break something in a lab of its own, under load, and show what clients saw.
+    Drill(lab::cli::DrillArgs),
 }
 
 #[derive(Debug, Args)]
@@ -234,6 +240,8 @@ impl Command {
             Command::Enable(args) => args.set(Admin::Enabled)?,
             Command::Disable(args) => args.set(Admin::Disabled)?,
             Command::Reload { asked } => command(&asked, &Request::Reload)?,
+            Command::Lab(lab) => return lab.run(),
+            Command::Drill(drill) => return drill.run(),
         }
         Ok(Exit::Done.into())
     }
