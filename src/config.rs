@@ -236,8 +236,12 @@ fn syntax(source: &Source, report: &Report, error: &toml::de::Error) {
                 (format!("{word} is no value"), format!("write {word:?}: strings stand in quotes"))
             }
         }
+    } else if message.contains("array") {
+        let hint = "write a comma between the entries of the list, and `]` at its end";
+        (format!("this is not TOML: {message}"), hint.into())
     } else {
-        (format!("this is not TOML: {message}"), "write `key = value` or `[table]`".into())
+        let hint = "write `[table]` or `key = value`, with strings in quotes";
+        (format!("this is not TOML: {message}"), hint.into())
     };
     report.error(&span, what, hint);
 }

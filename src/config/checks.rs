@@ -111,7 +111,7 @@ fn check(name: &str, section: &Section<'_>) -> Option<Check> {
             section.report.error(
                 &span,
                 format!("a check of type {word:?} has no `{key}`"),
-                format!("remove the line, or write `type = {}`", theirs.join(" or ")),
+                format!("remove the line; it goes with {}", theirs.join(", ")),
             );
         }
     }
@@ -288,7 +288,7 @@ fn hex(text: &str) -> Read<Vec<u8>> {
 }
 
 fn command(value: &Spanned<DeValue<'_>>) -> Read<Vec<String>> {
-    let words = value::list(1, MOST_WORDS, |word| {
+    let words = value::list(MOST_WORDS, |word| {
         let word = value::text(word)?;
         match word.contains('\0') {
             true => complain("holds a NUL", "text without it"),

@@ -51,7 +51,7 @@ fn peer(
 ) -> Option<Peer> {
     let report = section.report;
     let name = section.require("name", "\"relay2\"", value::name);
-    let list = value::list(1, MOST_ADDRESSES, value::address);
+    let list = value::list(MOST_ADDRESSES, value::address);
     let addresses = section.require("addresses", "[\"10.77.0.3\"]", list);
     if let Some(At { value: name, span }) = &name {
         if node.is_some_and(|node| node.name == *name) {

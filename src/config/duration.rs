@@ -37,8 +37,8 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_millis(whole * unit_millis + fraction * unit_millis / scale))
 }
 
-/// A duration as the file would write it, in the greatest unit that needs no fraction; below a
-/// second or with a remainder, in milliseconds.
+/// A duration as the file would write it: in the greatest unit that needs no fraction; with
+/// milliseconds from ten seconds on, in seconds (`40.95s`).
 pub fn show(duration: Duration) -> String {
     let millis = duration.as_millis();
     match millis {
@@ -46,7 +46,10 @@ pub fn show(duration: Duration) -> String {
         _ if millis.is_multiple_of(3_600_000) => format!("{}h", millis / 3_600_000),
         _ if millis.is_multiple_of(60_000) => format!("{}m", millis / 60_000),
         _ if millis.is_multiple_of(1000) => format!("{}s", millis / 1000),
-        _ => format!("{millis}ms"),
+        1..10_000 => format!("{millis}ms"),
+        _ => {
+            format!("{}s", format!("{}.{:03}", millis / 1000, millis % 1000).trim_end_matches('0'))
+        }
     }
 }
 
@@ -94,7 +97,9 @@ mod tests {
 
     #[test]
     fn what_is_shown_reads_back() {
-        for millis in [0, 1, 999, 1000, 1500, 60_000, 90_000, 3_600_000, 7_260_000] {
+        for millis in
+            [0, 1, 999, 1000, 1500, 9_999, 10_010, 40_950, 60_000, 90_000, 3_600_000, 7_260_000]
+        {
             let duration = Duration::from_millis(millis);
             assert_eq!(parse(&show(duration)), Ok(duration));
         }

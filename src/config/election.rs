@@ -217,7 +217,7 @@ fn announce(election: &Section<'_>) -> AnnounceConfig {
     let default = AnnounceConfig::default();
     let Some(section) = election.section("announce", &ANNOUNCE) else { return default };
     let delay = value::duration(Duration::ZERO..=Duration::from_secs(60));
-    let schedule = section.take("schedule", value::list(1, MOST_ANNOUNCEMENTS, delay));
+    let schedule = section.take("schedule", value::list(MOST_ANNOUNCEMENTS, delay));
     let refresh = section.take("refresh", |value| {
         let refresh = value::duration(Duration::ZERO..=Duration::from_secs(24 * 3600))(value)?;
         match refresh {
@@ -265,7 +265,7 @@ fn carrying(vips: &[Vip]) -> Vec<String> {
 
 /// `interfaces`; empty where it isn't there.
 fn listed(section: &Section<'_>, carrying: &[String]) -> Vec<At<String>> {
-    let list = value::list(1, MOST_INTERFACES, value::interface);
+    let list = value::list(MOST_INTERFACES, value::interface);
     let Some(At { value: listed, span }) = section.take("interfaces", list) else {
         if carrying.len() > MOST_INTERFACES {
             let what = format!("VIPs are on {} interfaces", carrying.len());
@@ -420,5 +420,166 @@ pub(super) fn family_name(family: Family) -> &'static str {
     match family {
         Family::V4 => "IPv4",
         Family::V6 => "IPv6",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path as File;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// A file with these peers' addresses, election keys and VIPs (address, interface).
+    fn ha(peers: &[&str], election: &str, vips: &[(&str, &str)]) -> HaConfig {
+        let mut text = String::from("[node]\nname = \"relay1\"\n");
+        for (number, address) in peers.iter().enumerate() {
+            text += &format!(
+                "[[cluster.peers]]\nname = \"peer{number}\"\naddresses = [\"{address}\"]\n"
+            );
+        }
+        text += &format!("[election]\nvrid = 51\n{election}\n");
+        for (number, (address, interface)) in vips.iter().enumerate() {
+            text += &format!(
+                "[[vips]]\nname = \"vip{number}\"\naddress = \"{address}\"\n\
+                 interface = \"{interface}\"\n"
+            );
+        }
+        text += "[[services]]\nname = \"s\"\nvip = \"vip0\"\nport = 80\n\
+                 [[services.backends]]\nname = \"b\"\naddress = \"192.0.2.1:80\"\n";
+        match Config::parse(File::new("f.toml"), &text) {
+            Ok(config) => config.ha.expect("there are VIPs"),
+            Err(errors) => panic!("{errors}"),
+        }
+    }
+
+    fn ips(addresses: &[&str]) -> Vec<IpAddr> {
+        addresses.iter().map(|address| address.parse().expect("an address")).collect()
+    }
+
+    #[test]
+    fn what_is_not_written_has_its_default() {
+        let ha = ha(&[], "", &[("10.77.0.100/24", "front")]);
+        assert_eq!(ha.priority, Priority::new(100));
+        assert_eq!(ha.preempt, Preempt::Enabled);
+        assert_eq!(ha.advert_interval.centiseconds(), 10);
+        assert_eq!(ha.checksum, ChecksumForm::PseudoHeader);
+        assert_eq!(ha.valid_lft, Duration::from_secs(2));
+        assert!(ha.realtime);
+        assert_eq!(ha.announce, AnnounceConfig::default());
+    }
+
+    #[test]
+    fn an_address_outlives_no_claim_and_outlasts_several_refreshes() {
+        for (interval, seconds) in [
+            ("10ms", 2),
+            ("100ms", 2),
+            ("1s", 2),
+            ("1.5s", 3),
+            ("2s", 5),
+            ("10s", 29),
+            ("40.95s", 121),
+        ] {
+            let ha =
+                ha(&[], &format!("advert_interval = \"{interval}\""), &[("10.77.0.100/24", "f")]);
+            assert_eq!(ha.valid_lft.as_secs(), seconds, "{interval}");
+            let late = ha.valid_lft + Duration::from_millis(800);
+            let backups_wait = ha.advert_interval.duration() * 3;
+            assert!(late <= backups_wait || seconds == 2, "{interval}");
+        }
+    }
+
+    #[test]
+    fn adverts_travel_where_the_vips_are_one_path_a_family() {
+        let vips = [
+            ("10.77.0.100/24", "front"),
+            ("10.78.0.100/24", "back"),
+            ("fd77::100/64", "front"),
+            ("10.77.0.101/24", "front"),
+        ];
+        let ha = ha(&[], "", &vips);
+        let path = |interface: &str, family, addresses: &[&str]| Path {
+            interface: interface.into(),
+            family,
+            transport: Transport::Multicast,
+            addresses: ips(addresses),
+        };
+        let expected = [
+            path("front", Family::V4, &["10.77.0.100", "10.77.0.101"]),
+            path("front", Family::V6, &["fd77::100"]),
+            path("back", Family::V4, &["10.78.0.100"]),
+            path("back", Family::V6, &["fd77::100"]),
+        ];
+        assert_eq!(ha.paths, expected);
+    }
+
+    #[test]
+    fn an_interface_without_vips_advertises_all_of_the_family() {
+        let vips = [("10.77.0.100/24", "front"), ("10.79.0.100/24", "side")];
+        let ha = ha(&[], "interfaces = [\"back\", \"front\", \"side\"]", &vips);
+        let listed: Vec<_> = ha.paths.iter().map(|path| path.addresses.clone()).collect();
+        let expected =
+            [ips(&["10.77.0.100", "10.79.0.100"]), ips(&["10.77.0.100"]), ips(&["10.79.0.100"])];
+        assert_eq!(listed, expected);
+    }
+
+    #[test]
+    fn a_link_local_vip_comes_first_in_the_advert() {
+        let vips = [("10.1.0.1/24", "a"), ("fd77::100/64", "a"), ("fe80::100/64", "a")];
+        let ha = ha(&[], "", &vips);
+        assert_eq!(ha.paths[1].addresses, ips(&["fe80::100", "fd77::100"]));
+    }
+
+    #[test]
+    fn unicast_goes_to_the_peers_on_that_side() {
+        let peers = ["10.77.0.3", "10.78.0.3", "fd77::3", "fe80::3"];
+        let vips = [("10.77.0.100/24", "front"), ("fd77::100/64", "front")];
+        let election = "transport = \"unicast\"\ninterfaces = [\"front\", \"back\"]";
+        let ha = ha(&peers, election, &vips);
+        let targets: Vec<_> = ha
+            .paths
+            .iter()
+            .map(|path| (path.interface.as_str(), path.family, path.transport.clone()))
+            .collect();
+        let to = |addresses: &[&str]| Transport::Unicast(ips(addresses));
+        let expected = [
+            ("front", Family::V4, to(&["10.77.0.3"])),
+            ("front", Family::V6, to(&["fd77::3", "fe80::3"])),
+            ("back", Family::V4, to(&["10.78.0.3"])),
+            ("back", Family::V6, to(&["fe80::3"])),
+        ];
+        assert_eq!(targets, expected);
+    }
+
+    #[test]
+    fn unicast_with_host_routes_goes_to_every_peer() {
+        let election = "transport = \"unicast\"";
+        let ha = ha(&["192.0.2.3", "198.51.100.3"], election, &[("10.77.0.100/32", "front")]);
+        assert_eq!(ha.paths[0].transport, Transport::Unicast(ips(&["192.0.2.3", "198.51.100.3"])));
+    }
+
+    #[test]
+    fn an_advert_holds_255_addresses_and_no_more() {
+        let text = |count: usize| {
+            let vips: String = (0..count)
+                .map(|number| {
+                    format!(
+                        "[[vips]]\nname = \"v{number}\"\naddress = \"10.1.{}.{}/16\"\n\
+                         interface = \"a\"\n",
+                        1 + number / 200,
+                        1 + number % 200
+                    )
+                })
+                .collect();
+            format!(
+                "[node]\nname = \"n\"\n[election]\nvrid = 1\n{vips}[[services]]\nname = \"s\"\n\
+                 vip = \"v0\"\nport = 1\n[[services.backends]]\nname = \"b\"\n\
+                 address = \"10.2.0.1:1\"\n"
+            )
+        };
+        let parse = |count| Config::parse(File::new("f.toml"), &text(count));
+        assert!(parse(255).is_ok());
+        let errors = parse(256).expect_err("too many").to_string();
+        assert!(errors.contains("would list 256 IPv4 addresses; it holds 255"), "{errors}");
     }
 }

@@ -45,8 +45,8 @@ fn socket_path(value: &toml::Spanned<toml::de::DeValue<'_>>) -> Read<PathBuf> {
     if !path.starts_with('/') || path.ends_with('/') {
         return complain(format!("is {path:?}, not the absolute path of a socket"), write);
     }
-    if path.contains('\0') {
-        return complain("holds a NUL", write);
+    if path.contains(char::is_control) {
+        return complain("holds a control character", write);
     }
     if path.len() > LONGEST_SOCKET_PATH {
         return complain(

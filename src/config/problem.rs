@@ -11,6 +11,9 @@ const MOST: usize = 100;
 /// Longest part of a source line that is shown, in characters.
 const LINE: usize = 120;
 
+/// Longest text of a problem, in characters.
+const LONGEST: usize = 400;
+
 /// Everything that is wrong with a file, in the order of the file. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Errors {
@@ -210,6 +213,7 @@ impl Report {
     }
 
     fn add(&self, severity: Severity, span: &Range<usize>, what: String, hint: String) {
+        let (what, hint) = (plain(&what), plain(&hint));
         self.drafts.borrow_mut().push(Draft { severity, span: span.clone(), what, hint });
     }
 
@@ -263,16 +267,24 @@ impl Source {
     }
 }
 
+/// Text of the file as a terminal may show it: no control characters, and not without end.
+fn plain(text: &str) -> String {
+    text.chars()
+        .take(LONGEST)
+        .map(|c| match c {
+            '\t' => ' ',
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        })
+        .collect()
+}
+
 /// The part of a line around the characters that matter, and where these are in it.
 fn window(line: &str, before: usize, length: usize) -> (String, Range<usize>) {
-    let plain = |c: char| match c {
-        '\t' => ' ',
-        c if c.is_control() => char::REPLACEMENT_CHARACTER,
-        c => c,
-    };
     let from =
         if before + length.min(LINE / 2) > LINE { before.saturating_sub(LINE / 2) } else { 0 };
-    let mut shown: String = line.chars().skip(from).take(LINE).map(plain).collect();
+    let shown: String = line.chars().skip(from).take(LINE).collect();
+    let mut shown = plain(&shown);
     shown.truncate(shown.trim_end().len());
     let start = before - from;
     let end = (start + length).min(shown.chars().count()).max(start + 1);

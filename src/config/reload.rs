@@ -97,3 +97,66 @@ fn election(ha: &HaConfig) -> impl Iterator<Item = (String, String)> {
     .map(|(key, value)| (format!("election.{key}"), value))
     .into_iter()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const OLD: &str = include_str!("../../config/relay1.toml");
+
+    fn blockers(from: &str, to: &str) -> Vec<String> {
+        assert!(OLD.contains(from), "{from}");
+        let parse = |text: &str| Config::parse(Path::new("f.toml"), text).expect("correct");
+        reload_blockers(&parse(OLD), &parse(&OLD.replacen(from, to, 1)))
+    }
+
+    #[test]
+    fn services_backends_and_checks_can_change() {
+        for (from, to) in [
+            ("port = 1080", "port = 1081"),
+            ("10.78.0.12:1080", "10.78.0.13:1080"),
+            ("fall = 3", "fall = 5"),
+            ("scheduler = \"source-hash\"", "scheduler = \"random\""),
+            ("[[vips]]", "# a comment\n[[vips]]"),
+        ] {
+            assert_eq!(blockers(from, to), Vec::<String>::new(), "{from}");
+        }
+    }
+
+    #[test]
+    fn the_node_the_election_and_the_vips_need_a_restart() {
+        for (from, to, expected) in [
+            ("name = \"relay1\"", "name = \"r1\"", "node.name: relay1 → r1"),
+            ("name = \"lab\"", "name = \"x\"", "cluster.name: lab → x"),
+            ("priority = 200 ", "priority = 150 ", "election.priority: 200 → 150"),
+            ("vrid = 51", "vrid = 52", "election.vrid: 51 → 52"),
+            ("\"100ms\"", "\"1s\"", "election.advert_interval: 100ms → 1s"),
+            (
+                "10.77.0.100/24",
+                "10.77.0.100/25",
+                "vips.socks: 10.77.0.100/24 on front → 10.77.0.100/25 on front",
+            ),
+            (", \"10.78.0.3\"]", "]", "cluster.peers.relay2: 10.77.0.3, 10.78.0.3 → 10.77.0.3"),
+            (
+                "[[vips]]",
+                "[election.announce]\nrefresh = \"1m\"\n[[vips]]",
+                "election.announce.refresh: 30s → 1m",
+            ),
+        ] {
+            assert_eq!(blockers(from, to), [expected]);
+        }
+    }
+
+    #[test]
+    fn what_comes_and_goes_is_named() {
+        let vip =
+            "[[vips]]\nname = \"two\"\naddress = \"10.77.0.101/24\"\ninterface = \"front\"\n\n";
+        let blockers = blockers("[[vips]]", &format!("{vip}[[vips]]"));
+        assert!(
+            blockers.contains(&"vips.two: new, 10.77.0.101/24 on front".to_owned()),
+            "{blockers:?}"
+        );
+    }
+}

@@ -14,19 +14,27 @@ use super::value::Complaint;
 #[derive(Debug)]
 pub(super) struct Schema {
     pub(super) title: &'static str,
+    /// What one of a list is called, with its name: `service "socks"`.
+    pub(super) one: &'static str,
     pub(super) keys: &'static [&'static str],
 }
 
 pub(super) const ROOT: Schema = Schema {
     title: "the file",
+    one: "",
     keys: &["node", "cluster", "election", "vips", "services", "checks"],
 };
-pub(super) const NODE: Schema =
-    Schema { title: "[node]", keys: &["name", "control", "shutdown_grace", "workers", "log"] };
-pub(super) const CLUSTER: Schema = Schema { title: "[cluster]", keys: &["name", "peers"] };
-pub(super) const PEER: Schema = Schema { title: "[[cluster.peers]]", keys: &["name", "addresses"] };
+pub(super) const NODE: Schema = Schema {
+    title: "[node]",
+    one: "",
+    keys: &["name", "control", "shutdown_grace", "workers", "log"],
+};
+pub(super) const CLUSTER: Schema = Schema { title: "[cluster]", one: "", keys: &["name", "peers"] };
+pub(super) const PEER: Schema =
+    Schema { title: "[[cluster.peers]]", one: "peer", keys: &["name", "addresses"] };
 pub(super) const ELECTION: Schema = Schema {
     title: "[election]",
+    one: "",
     keys: &[
         "vrid",
         "priority",
@@ -40,12 +48,16 @@ pub(super) const ELECTION: Schema = Schema {
         "announce",
     ],
 };
-pub(super) const ANNOUNCE: Schema =
-    Schema { title: "[election.announce]", keys: &["schedule", "refresh", "rival_interval"] };
+pub(super) const ANNOUNCE: Schema = Schema {
+    title: "[election.announce]",
+    one: "",
+    keys: &["schedule", "refresh", "rival_interval"],
+};
 pub(super) const VIP: Schema =
-    Schema { title: "[[vips]]", keys: &["name", "address", "interface"] };
+    Schema { title: "[[vips]]", one: "VIP", keys: &["name", "address", "interface"] };
 pub(super) const SERVICE: Schema = Schema {
     title: "[[services]]",
+    one: "service",
     keys: &[
         "name",
         "vip",
@@ -67,10 +79,12 @@ pub(super) const SERVICE: Schema = Schema {
 };
 pub(super) const BACKEND: Schema = Schema {
     title: "[[services.backends]]",
+    one: "backend",
     keys: &["name", "address", "weight", "max_connections"],
 };
 pub(super) const CHECK: Schema = Schema {
     title: "[checks.NAME]",
+    one: "",
     keys: &[
         "type",
         "interval",
@@ -125,13 +139,21 @@ impl<'d> Section<'d> {
     ) -> Self {
         let named = table.iter().find(|(key, _)| key.get_ref() == "name");
         let title = match named.and_then(|(_, value)| value.get_ref().as_str()) {
-            Some(name) if schema.keys.contains(&"name") && schema.title.starts_with("[[") => {
-                format!("{} {name:?}", schema.title)
-            }
+            Some(name) if !schema.one.is_empty() => format!("{} {:?}", schema.one, shorten(name)),
             _ => schema.title.to_owned(),
         };
+        Self::titled(title, schema, table, span, report)
+    }
+
+    fn titled(
+        title: String,
+        schema: &Schema,
+        table: &'d DeTable<'d>,
+        span: Range<usize>,
+        report: &'d Report,
+    ) -> Self {
         for key in table.keys().filter(|key| !schema.keys.contains(&key.get_ref().as_ref())) {
-            let (what, hint) = unknown(schema, key.get_ref());
+            let (what, hint) = unknown(&title, schema, key.get_ref());
             report.error(&key.span(), what, hint);
         }
         Self { title, span, report, table }
@@ -258,8 +280,8 @@ impl<'d> Section<'d> {
                 self.report.error(&value.span(), what, format!("write {}", schema.title));
                 continue;
             };
-            let mut section = Section::new(schema, table, value.span(), self.report);
-            section.title = schema.title.replace("NAME", name.get_ref());
+            let title = schema.title.replace("NAME", &shorten(name.get_ref()));
+            let section = Section::titled(title, schema, table, value.span(), self.report);
             sections.push((At { value: name.get_ref().to_string(), span: name.span() }, section));
         }
         sections.sort_by_key(|(name, _)| name.span.start);
@@ -285,8 +307,8 @@ pub(super) fn article(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-fn unknown(schema: &Schema, key: &str) -> (String, String) {
-    let what = format!("{} has no key `{}`", schema.title, shorten(key));
+fn unknown(title: &str, schema: &Schema, key: &str) -> (String, String) {
+    let what = format!("{title} has no key `{}`", shorten(key));
     let near = nearest(key, schema.keys.iter().copied());
     let elsewhere = || SCHEMAS.iter().find(|other| other.keys.contains(&key));
     let hint = match (near, elsewhere()) {
@@ -338,5 +360,62 @@ pub(super) fn shorten(word: &str) -> String {
     match word.char_indices().nth(63) {
         Some((at, _)) => format!("{}…", &word[..at]),
         None => word.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_is_near() {
+        let near = |word| nearest(word, ["priority", "preempt", "vrid"].into_iter());
+        assert_eq!(near("priorty"), Some("priority"));
+        assert_eq!(near("preemtp"), Some("preempt"), "a swap is one change");
+        assert_eq!(near("vird"), Some("vrid"));
+        assert_eq!(near("v"), None);
+        assert_eq!(near("weight"), None);
+        assert_eq!(near(""), None);
+        assert_eq!(near(&"é".repeat(10_000)), None);
+    }
+
+    /// Whether `text` has `key = …` or `[key]`, `[[key]]` under any table.
+    fn has(text: &str, key: &str) -> bool {
+        text.lines().any(|line| {
+            let header = line.trim_matches(['[', ']']);
+            line.split_once(" = ").is_some_and(|(left, _)| left == key)
+                || line.starts_with('[') && header.split('.').any(|part| part == key)
+        })
+    }
+
+    #[test]
+    fn the_full_sample_has_every_key() {
+        let full = include_str!("../../config/full.toml");
+        for schema in SCHEMAS {
+            for key in schema.keys {
+                assert!(has(full, key), "config/full.toml has no `{key}` of {}", schema.title);
+            }
+        }
+    }
+
+    #[test]
+    fn the_reference_has_every_key_under_its_table() {
+        let reference = include_str!("../../docs/config.md");
+        for schema in SCHEMAS.iter().filter(|schema| schema.title.starts_with('[')) {
+            let heading = format!("\n## `{}`", schema.title);
+            let (_, part) = reference
+                .split_once(&heading)
+                .unwrap_or_else(|| panic!("docs/config.md has no {heading:?}"));
+            let part = part.split("\n## ").next().unwrap_or(part);
+            for key in schema.keys {
+                let is_table = SCHEMAS.iter().any(|other| {
+                    other.title.trim_matches(['[', ']']).split('.').any(|part| part == *key)
+                });
+                assert!(
+                    is_table || part.contains(&format!("| `{key}` |")),
+                    "docs/config.md has no `{key}` under {heading:?}"
+                );
+            }
+        }
     }
 }

@@ -63,7 +63,10 @@ pub(super) fn read(root: &Section<'_>, vips: &Vips, checks: &[checks::Named]) ->
         services.extend(service(section, name.map(|at| at.value), vips, checks));
     }
     overlaps(root, &services);
-    unused(root, &sections, vips, checks);
+    // Beside an error it would be noise: what is misspelt is unused.
+    if !report.any_error() {
+        unused(root, &services, vips, checks);
+    }
     services
 }
 
@@ -413,23 +416,16 @@ pub(super) fn protocol_name(protocol: Protocol) -> &'static str {
 }
 
 /// Warns of checks and VIPs that no service uses.
-fn unused(root: &Section<'_>, services: &[Section<'_>], vips: &Vips, checks: &[checks::Named]) {
-    // Services that are wrong use things all the same.
-    let words = |key: &str| -> Vec<String> {
-        let word = |section: &Section<'_>| section.peek(key).map(str::to_owned);
-        services.iter().filter_map(word).collect()
-    };
-    let (used_checks, used_vips) = (words("check"), words("vip"));
-    for check in checks.iter().filter(|check| !used_checks.contains(&check.name.value)) {
-        let what = format!("no service uses the check {:?}", check.name.value);
-        let hint = format!("write `check = {:?}` in a service, or remove it", check.name.value);
-        root.report.warning(&check.name.span, what, hint);
+fn unused(root: &Section<'_>, services: &[Listening], vips: &Vips, checks: &[checks::Named]) {
+    for At { value: name, span } in checks.iter().map(|check| &check.name) {
+        let uses = |check: &Arc<Check>| check.name == *name;
+        if !services.iter().any(|listening| listening.service.check.as_ref().is_some_and(uses)) {
+            let hint = format!("write `check = {name:?}` in a service, or remove it");
+            root.report.warning(span, format!("no service uses the check {name:?}"), hint);
+        }
     }
     for vip in &vips.right {
-        let uses = |word: &String| {
-            *word == vip.name || word.parse::<IpAddr>().is_ok_and(|ip| ip == vip.vip.address)
-        };
-        if !used_vips.iter().any(uses) {
+        if !services.iter().any(|listening| listening.service.vip() == vip.vip.address) {
             let what = format!("no service uses the VIP {:?}", vip.name);
             let hint =
                 format!("write `vip = {:?}` in a service; the VIP moves all the same", vip.name);

@@ -275,3 +275,210 @@ fn no_interface(name: &str, place: &Span, system: &System, report: &Report) {
     };
     report.error(place, format!("this machine has no interface {name:?}"), hint);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(name: &str, addresses: &[&str]) -> Interface {
+        let parse = |text: &&str| {
+            let (address, prefix) = text.split_once('/').expect("a prefix");
+            (address.parse().expect("an address"), prefix.parse().expect("a number"))
+        };
+        Interface { name: name.into(), addresses: addresses.iter().map(parse).collect() }
+    }
+
+    /// The lab's first relay.
+    fn relay1() -> System {
+        let interfaces = vec![
+            interface("back", &["10.78.0.2/24", "fd78::2/64", "fe80::2/64"]),
+            interface("front", &["10.77.0.2/24", "fd77::2/64", "fe80::1/64"]),
+            interface("lo", &["127.0.0.1/8", "::1/128"]),
+            interface("plain", &[]),
+        ];
+        System { interfaces, programs: BTreeMap::new() }
+    }
+
+    /// What is said of config/relay1.toml with a change.
+    fn told(from: &str, to: &str, system: &System) -> String {
+        let text = include_str!("../../config/relay1.toml");
+        assert!(text.contains(from), "{from}");
+        let config = Config::parse(Path::new("f.toml"), &text.replacen(from, to, 1));
+        let config = config.unwrap_or_else(|errors| panic!("{errors}"));
+        match config.check_system(system) {
+            Ok(warnings) => warnings.iter().map(|warning| format!("{warning}\n")).collect(),
+            Err(errors) => format!("{errors}\n"),
+        }
+    }
+
+    /// Without the place and the line, which have tests of their own.
+    fn brief(told: &str) -> Vec<&str> {
+        told.lines()
+            .filter(|line| !line.contains(" | "))
+            .map(|line| {
+                line.trim_start().split_once(": ").map_or(line.trim_start(), |(place, rest)| {
+                    if place.starts_with("f.toml") { rest } else { line.trim_start() }
+                })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_labs_relay_can_do_it() {
+        assert_eq!(told("", "", &relay1()), "");
+    }
+
+    #[test]
+    fn an_active_node_is_no_different() {
+        let mut system = relay1();
+        system.interfaces[1].addresses.push(("10.77.0.100".parse().expect("an address"), 24));
+        assert_eq!(told("", "", &system), "");
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there() {
+        let expected = "f.toml:23:13: error: this machine has no interface \"fornt\"\n  \
+                        23 | interface = \"fornt\"\n     \
+                        |             ^^^^^^^\n  \
+                        did you mean \"front\"? write \"front\"\n";
+        let told = told("interface = \"front\"", "interface = \"fornt\"", &relay1());
+        assert!(told.contains(expected), "{told}");
+    }
+
+    #[test]
+    fn an_interface_of_the_adverts_that_is_not_there() {
+        let told = told("\"back\"", "\"wlan0\"", &relay1());
+        let expected = [
+            "error: this machine has no interface \"wlan0\"",
+            "write one of: back, front, lo, plain",
+        ];
+        assert_eq!(brief(&told), expected);
+    }
+
+    #[test]
+    fn an_interface_without_an_address_carries_nothing() {
+        let mut system = relay1();
+        system.interfaces[1].addresses.retain(|(address, _)| address.is_ipv6());
+        let expected = [
+            "error: \"front\" has no IPv4 address of its own, so it can't carry 10.77.0.100",
+            "give \"front\" one first: adverts are sent from it",
+        ];
+        assert_eq!(brief(&told("", "", &system)), expected);
+
+        // The VIP itself is not an address of its own.
+        system.interfaces[1].addresses.push(("10.77.0.100".parse().expect("an address"), 24));
+        assert_eq!(brief(&told("", "", &system)), expected);
+    }
+
+    #[test]
+    fn an_interface_of_the_adverts_without_an_address() {
+        let told = told("\"back\"", "\"plain\"", &relay1());
+        let expected = [
+            "error: \"plain\" has no IPv4 address to send adverts from",
+            "give \"plain\" one first, or leave it out",
+        ];
+        assert_eq!(brief(&told), expected);
+    }
+
+    #[test]
+    fn a_silent_path_beside_another_is_a_warning() {
+        let mut system = relay1();
+        system.interfaces[0].addresses.retain(|(address, _)| address.is_ipv4());
+        let vip6 = "[[vips]]\nname = \"six\"\naddress = \"fd77::100/64\"\ninterface = \"front\"\n\n\
+                    [[services]]\nname = \"six\"\nvip = \"six\"\nport = 1\n\
+                    [[services.backends]]\nname = \"b\"\naddress = \"[fd78::11]:1\"\n\n[[vips]]";
+        let expected = [
+            "warning: \"back\" has no IPv6 address to send adverts from",
+            "give \"back\" one; until then that path is silent",
+        ];
+        assert_eq!(brief(&told("[[vips]]", vip6, &system)), expected);
+    }
+
+    #[test]
+    fn a_vip_of_another_interfaces_network() {
+        let told = told("10.77.0.100/24", "10.78.0.100/24", &relay1());
+        let expected = [
+            "error: 10.78.0.100 is in a network of \"back\", not of \"front\"",
+            "write `interface = \"back\"`",
+        ];
+        assert_eq!(brief(&told), expected);
+    }
+
+    #[test]
+    fn a_vip_of_no_network_needs_a_host_route() {
+        let strange = told("10.77.0.100/24", "192.0.2.1/24", &relay1());
+        let expected = [
+            "error: 192.0.2.1/24 is in no network of \"front\", which has 10.77.0.0/24",
+            "write an address in one of these, or \"192.0.2.1/32\" where routers send it here",
+        ];
+        assert_eq!(brief(&strange), expected);
+        assert_eq!(told("10.77.0.100/24", "192.0.2.1/32", &relay1()), "");
+    }
+
+    #[test]
+    fn a_vip_with_another_prefix_is_a_warning() {
+        let told = told("10.77.0.100/24", "10.77.0.100/16", &relay1());
+        let expected = [
+            "warning: 10.77.0.100/16 is in a network that \"front\" knows as 10.77.0.2/24",
+            "write \"10.77.0.100/24\"",
+        ];
+        assert_eq!(brief(&told), expected);
+    }
+
+    #[test]
+    fn an_address_to_listen_on_that_nobody_has() {
+        let listen = "listen = \"10.77.0.9:1080\"";
+        let told_of = told("vip = \"socks\"\nport = 1080", listen, &relay1());
+        let expected = [
+            "error: no interface of this machine has 10.77.0.9",
+            "write one that it has: 10.78.0.2, 10.77.0.2, 127.0.0.1",
+        ];
+        assert_eq!(brief(&told_of), expected);
+        for there in ["10.77.0.2:1080", "0.0.0.0:1080", "127.0.0.53:1080"] {
+            let listen = format!("listen = \"{there}\"");
+            assert_eq!(told("vip = \"socks\"\nport = 1080", &listen, &relay1()), "", "{there}");
+        }
+    }
+
+    #[test]
+    fn a_script_that_cannot_be_run() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let program = folder.path().join("check");
+        let text = format!(
+            "[node]\nname = \"n\"\n[[services]]\nname = \"s\"\nlisten = \"0.0.0.0:1\"\n\
+             check = \"own\"\n[[services.backends]]\nname = \"b\"\naddress = \"10.0.0.1:1\"\n\
+             [checks.own]\ntype = \"script\"\ncommand = [\"{}\"]\n",
+            program.display()
+        );
+        let config = Config::parse(Path::new("f.toml"), &text).expect("correct");
+        let told = || {
+            let system = System::read(&config).expect("this machine");
+            config.check_system(&system).err().map(|errors| errors.problems()[0].what.clone())
+        };
+        let named =
+            |why: &str| Some(format!("the program {} of check \"own\" {why}", program.display()));
+        assert_eq!(told(), named("is not there"));
+        std::fs::write(&program, "#!/bin/sh\n").expect("written");
+        assert_eq!(told(), named("is not executable"));
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("set");
+        assert_eq!(told(), None);
+        std::fs::remove_file(&program).expect("removed");
+        std::fs::create_dir(&program).expect("made");
+        assert_eq!(told(), named("is no file"));
+    }
+
+    #[test]
+    fn this_machine_has_a_loopback_interface() {
+        let config = Config::parse(
+            Path::new("f.toml"),
+            "[node]\nname = \"n\"\n[[services]]\nname = \"s\"\nlisten = \"127.0.0.1:1\"\n\
+             [[services.backends]]\nname = \"b\"\naddress = \"10.0.0.1:1\"\n",
+        );
+        let config = config.expect("correct");
+        let system = System::read(&config).expect("this machine");
+        let lo = system.interface("lo").expect("a loopback interface");
+        assert!(lo.addresses.contains(&("127.0.0.1".parse().expect("an address"), 8)), "{lo:?}");
+        assert_eq!(config.check_system(&system), Ok(Vec::new()));
+    }
+}

@@ -140,18 +140,19 @@ pub(super) fn choice<T: Copy>(
     choices: &'static [(&'static str, T)],
 ) -> impl Fn(&Spanned<DeValue<'_>>) -> Read<T> {
     move |value| {
-        let words =
-            || choices.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(" or ");
+        let words = |between: &str| {
+            choices.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(between)
+        };
         let DeValue::String(text) = value.get_ref() else {
-            return complain(format!("is {}", article(value.get_ref())), words());
+            return complain(format!("is {}", article(value.get_ref())), words(" or "));
         };
         if let Some((_, choice)) = choices.iter().find(|(word, _)| word == text) {
             return Ok(*choice);
         }
         let what = format!("is {:?}, which is unknown", shorten(text));
         match nearest(text, choices.iter().map(|(word, _)| *word)) {
-            Some(near) => complain(what, format!("{near:?}; known are {}", words())),
-            None => complain(what, words()),
+            Some(near) => complain(what, format!("{near:?}; known are {}", words(", "))),
+            None => complain(what, words(" or ")),
         }
     }
 }
@@ -206,9 +207,8 @@ pub(super) fn usable(address: IpAddr) -> Read<()> {
     complain(format!("is {address}, {kind}"), write)
 }
 
-/// A list; `item` reads each of its values.
+/// A list that isn't empty; `item` reads each of its values.
 pub(super) fn list<T>(
-    least: usize,
     most: usize,
     item: impl Fn(&Spanned<DeValue<'_>>) -> Read<T>,
 ) -> impl Fn(&Spanned<DeValue<'_>>) -> Read<Vec<At<T>>> {
@@ -219,8 +219,8 @@ pub(super) fn list<T>(
                 "a list in square brackets",
             );
         };
-        if items.len() < least {
-            return complain("is empty", format!("at least {least}"));
+        if items.is_empty() {
+            return complain("is empty", "at least one entry");
         }
         if items.len() > most {
             return complain(format!("has {} entries", items.len()), format!("at most {most}"));
