@@ -208,9 +208,15 @@ mod tests {
             let task = tokio::spawn(super::check(job, 1, subscribers, Arc::clone(&places)));
             (member, task)
         };
+        let held = Arc::clone(&places).acquire_owned().await.expect("nobody closes it");
         let hanging = Probe::SendExpect { send: Vec::new(), expect: b"never".to_vec() };
         let (hangs, one) = start(hanging, "hangs", 300);
         let (good, two) = start(Probe::Tcp, "good", 100);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        for member in [&hangs, &good] {
+            assert!(member.report().checked.is_none(), "probed without a place");
+        }
+        drop(held);
         let mut verdicts = Vec::new();
         for _ in 0..200 {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -59,6 +59,10 @@ fn a_script_gets_what_is_documented_and_no_more() {
     let file = std::fs::File::open("/dev/null").expect("a file");
     // SAFETY: the descriptor is open, and stays so.
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
+    // And an input of ours that never ends.
+    let (input, _writer) = std::io::pipe().expect("a pipe");
+    // SAFETY: both descriptors are open; nothing in these tests reads from the first.
+    unsafe { libc::dup2(input.as_raw_fd(), 0) };
     let text = format!(
         "cd {}; env | sort > env; ls /proc/$$/fd > fds; cat > input; echo $(($$ - $(cut -d' ' -f5 /proc/$$/stat))) > group",
         dir.path().display()
