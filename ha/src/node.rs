@@ -430,3 +430,6 @@ impl Held {
         due
     }
 }
+
+#[cfg(test)]
+mod tests;

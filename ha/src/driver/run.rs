@@ -3,29 +3,28 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::net::IpAddr;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, watch};
-use tracing::{info, trace, warn};
+use tracing::{info, warn};
 
-use super::commands::{Kind, Pending};
+use super::commands::Pending;
 use super::counters::{Counter, Counters};
 use super::journal::Journal;
 use super::neighbors::Neighbors;
 use super::ports::Ports;
 use super::realtime;
-use super::{Command, PathView, Refused, View, VipView};
-use crate::announce::{parse_arp, parse_na};
-use crate::config::{Family, HaConfig};
-use crate::io::netlink::{Event, Netlink, Operation, Ticket, Watch};
+use super::{Command, PathView, View, VipView};
+use crate::config::HaConfig;
+use crate::io::netlink::{Event, Netlink, Ticket, Watch};
 use crate::io::timer::Timer;
-use crate::io::{ether, vrrp};
-use crate::node::{Input, Node, Output};
+use crate::node::{Input, Node};
 use crate::vrrp::Priority;
-use crate::vrrp::packet::{DecodeError, Receiver, decode};
-use crate::vrrp::router::{Advert, Reason, State, Transition};
+
+mod act;
+mod hear;
+mod obey;
 
 /// Packets that are read from one socket before the clock is looked at again: a flood must not
 /// keep this node from advertising.
@@ -253,173 +252,6 @@ impl Driver {
         self.counters.count(Counter::Stale, discarded);
     }
 
-    async fn read_adverts(&mut self) {
-        let mut buffer = [0; vrrp::RECEIVE_BUFFER];
-        for place in 0..self.ports.paths.len() {
-            for _ in 0..BATCH {
-                let Some(socket) = &self.ports.paths[place].socket else { break };
-                match socket.receive(&mut buffer) {
-                    Ok(Some(datagram)) => self.packet(place, datagram, &buffer).await,
-                    Ok(None) => break,
-                    Err(error) => {
-                        self.trouble(Counter::SocketTrouble, format!("receive adverts: {error}"));
-                        break;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn packet(&mut self, place: usize, datagram: vrrp::Datagram, buffer: &[u8]) {
-        let now = Instant::now();
-        let port = &mut self.ports.paths[place];
-        let receiver = Receiver { vrid: self.config.vrid, own: &self.ports.own };
-        let opened = datagram.open(buffer);
-        let source = opened.as_ref().ok().map(|(envelope, _)| envelope.ends.source());
-        let decoded = opened.and_then(|(envelope, bytes)| decode(bytes, &envelope, &receiver));
-        let (received, source, local) = match (decoded, source, &port.primary) {
-            (Ok(received), Some(source), Ok(local)) => (received, source, *local),
-            (Err(error), _, _) => {
-                let interface = port.path.interface.clone();
-                self.garbage(now, source, &interface, error);
-                return;
-            }
-            // Without an address of its own, the path takes no part.
-            (Ok(_), _, _) => return,
-        };
-        port.received += 1;
-        let same_addresses = received.addresses.same_as(&port.path.addresses);
-        let interface = port.path.interface.clone();
-        self.counters.count(Counter::AdvertReceived, 1);
-        let advert =
-            Advert { source, local, priority: received.priority, interval: received.interval };
-        if tracing::enabled!(tracing::Level::TRACE) {
-            let listed: Vec<IpAddr> = received.addresses.iter().collect();
-            self.journal.say(move || trace!(?advert, ?listed, interface, "advert received"));
-        }
-        self.compare(now, &advert, same_addresses);
-        if self.neighbors.hear(now, &advert) {
-            let node = self.neighbors.label(source);
-            self.journal.say(move || {
-                info!(node, priority = %advert.priority, "another node advertises");
-            });
-        }
-        self.publish_by(now + VIEW_HEARD);
-        self.feed(Input::Advert(advert)).await;
-        self.another_is_active(&advert);
-    }
-
-    /// Says what an operator can mend.
-    fn compare(&mut self, now: Instant, advert: &Advert, same_addresses: bool) {
-        let (source, priority) = (advert.source, advert.priority);
-        if !same_addresses
-            && let Some(suppressed) = self.counters.note(Counter::AddressesDiffer, now)
-        {
-            let node = self.neighbors.label(source);
-            self.journal.say(move || {
-                warn!(
-                    node,
-                    suppressed,
-                    "advert lists other addresses than this node: compare \
-                    the VIPs of both configurations"
-                );
-            });
-        }
-        let (theirs, ours) = (advert.interval.duration(), self.config.advert_interval.duration());
-        if theirs != ours
-            && let Some(suppressed) = self.counters.note(Counter::IntervalDiffers, now)
-        {
-            let node = self.neighbors.label(source);
-            self.journal.say(move || {
-                warn!(
-                    node,
-                    ?theirs,
-                    ?ours,
-                    suppressed,
-                    "advertisement intervals differ: make \
-                    them the same"
-                );
-            });
-        }
-        if self.node.state() == State::Active
-            && priority != Priority::YIELD
-            && let Some(suppressed) = self.counters.note(Counter::RivalAdvert, now)
-        {
-            let node = self.neighbors.label(source);
-            self.journal.say(move || {
-                info!(node, %priority, suppressed, "another node advertises while this one is \
-                    Active");
-            });
-        }
-    }
-
-    fn garbage(&mut self, now: Instant, source: Option<IpAddr>, interface: &str, why: DecodeError) {
-        if let DecodeError::OtherVrid(_) = why {
-            // Another virtual router on this LAN.
-            self.counters.count(Counter::AdvertOtherVrid, 1);
-            return;
-        }
-        if let Some(suppressed) = self.counters.note(Counter::from(&why), now) {
-            let interface = interface.to_owned();
-            self.journal.say(move || {
-                warn!(?source, interface, suppressed, "packet is no advert for this node: {why}");
-            });
-        }
-    }
-
-    async fn read_frames(&mut self) {
-        let mut buffer = [0; ether::RECEIVE_BUFFER];
-        for place in 0..self.ports.ears.len() {
-            for _ in 0..BATCH {
-                let Some(socket) = &self.ports.ears[place].socket else { break };
-                match socket.receive(&mut buffer) {
-                    Ok(Some(length)) => self.frame(place, &buffer[..length]).await,
-                    Ok(None) => break,
-                    Err(error) => {
-                        self.trouble(Counter::SocketTrouble, format!("receive frames: {error}"));
-                        break;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn frame(&mut self, place: usize, frame: &[u8]) {
-        let now = Instant::now();
-        let ear = &self.ports.ears[place];
-        let vips: Vec<IpAddr> = self
-            .config
-            .vips
-            .iter()
-            .filter(|vip| vip.interface == ear.interface)
-            .map(|vip| vip.address)
-            .collect();
-        let macs = &self.ports.macs;
-        let rival = match ear.family {
-            Family::V4 => parse_arp(frame).map(|arp| arp.rival(macs, &vips)),
-            Family::V6 => parse_na(frame).map(|na| na.rival(macs, &vips)),
-        };
-        let interface = ear.interface.clone();
-        match rival {
-            Ok(Some(rival)) if self.node.state() == State::Active => {
-                if let Some(suppressed) = self.counters.note(Counter::from(rival.evidence), now) {
-                    self.journal.say(move || {
-                        warn!(?rival, interface, suppressed, "another MAC claims a VIP");
-                    });
-                }
-                self.feed(Input::Rival).await;
-            }
-            Ok(_) => {}
-            Err(why) => {
-                if let Some(suppressed) = self.counters.note(Counter::from(&why), now) {
-                    self.journal.say(move || {
-                        info!(interface, suppressed, "frame is neither ARP nor NA: {why}");
-                    });
-                }
-            }
-        }
-    }
-
     fn next_event(&mut self) -> Option<Event> {
         self.deferred.pop_front().or_else(|| self.netlink.events.try_recv().ok())
     }
@@ -502,199 +334,6 @@ impl Driver {
     async fn feed(&mut self, input: Input) {
         self.node.handle_input(Instant::now(), input);
         self.perform().await;
-    }
-
-    /// Does what the node wants, in its order.
-    async fn perform(&mut self) {
-        while let Some(output) = self.node.poll_output() {
-            match output {
-                Output::SendAdvert(priority) => self.send_advert(priority),
-                Output::ConfigureVips => {
-                    let all = (0..self.config.vips.len()).collect();
-                    self.ask(Operation::Configure(all), Purpose::Claim);
-                }
-                Output::RefreshVips => {
-                    // One that waits already will do.
-                    if !self.asked.iter().any(|(_, purpose)| *purpose == Purpose::Refresh) {
-                        let all = (0..self.config.vips.len()).collect();
-                        self.ask(Operation::Configure(all), Purpose::Refresh);
-                    }
-                }
-                Output::RestoreVip(vip) => {
-                    self.ask(Operation::Configure(vec![vip]), Purpose::Restore(vip));
-                }
-                Output::RemoveVips => self.remove_vips().await,
-                Output::Announce => self.announce(),
-                Output::Transition(transition) => self.transition(transition),
-            }
-        }
-    }
-
-    fn send_advert(&mut self, priority: Priority) {
-        let (sent, failed) = self.ports.send_advert(priority);
-        self.counters.count(Counter::AdvertSent, sent);
-        for what in failed {
-            self.trouble(Counter::AdvertSendFailed, what);
-        }
-        let now = Instant::now();
-        if let Some(pending) = &mut self.pending
-            && pending.is_first_advert()
-        {
-            pending.step(now, format!("advert of priority {priority} sent"));
-        }
-        self.publish_by(now + VIEW_SENT);
-    }
-
-    fn ask(&mut self, operation: Operation, purpose: Purpose) {
-        match self.netlink.request(operation) {
-            Some(ticket) => self.asked.push_back((ticket, purpose)),
-            None => {
-                let why = "the kernel does not answer netlink requests".to_owned();
-                self.trouble(Counter::ConfigureFailed, why.clone());
-                if purpose != Purpose::Refresh {
-                    self.node.handle_input(Instant::now(), Input::ConfigureFailed(why));
-                }
-            }
-        }
-    }
-
-    async fn remove_vips(&mut self) {
-        self.asked.clear();
-        let (result, others) = self.netlink.remove().await;
-        self.deferred.extend(others);
-        if let Err(why) = result {
-            self.trouble(Counter::RemoveFailed, why);
-        }
-        let now = Instant::now();
-        if let Some(pending) = &mut self.pending {
-            pending.step(now, "VIPs removed");
-        }
-        self.publish_by(now);
-    }
-
-    fn announce(&mut self) {
-        let (sent, failed) = self.ports.announce();
-        self.counters.count(Counter::AnnouncementSent, sent);
-        for what in failed {
-            self.trouble(Counter::AnnouncementFailed, what);
-        }
-        if let Some(mut pending) = self.pending.take_if(|pending| pending.kind == Kind::Takeover) {
-            pending.step(Instant::now(), "VIPs announced");
-            pending.succeed(None);
-        }
-    }
-
-    fn transition(&mut self, transition: Transition) {
-        let now = Instant::now();
-        let Transition { from, to, reason } = transition;
-        if from != to {
-            self.since = (now, SystemTime::now());
-        }
-        if to == State::Active {
-            self.takeovers += u64::from(from != to);
-            self.neighbors.none_active();
-        }
-        let (node, vrid) = (self.config.node.clone(), self.config.vrid);
-        let priority = self.node.advertised_priority();
-        match self.node.fault().filter(|_| reason == Reason::Fault) {
-            Some(fault) => self.journal.say(move || {
-                warn!(node, %vrid, ?from, ?to, ?reason, fault, "transition");
-            }),
-            None => self.journal.say(move || {
-                info!(node, %vrid, ?from, ?to, ?reason, %priority, "transition");
-            }),
-        }
-        self.settle(now, transition);
-        self.publish_by(now);
-    }
-
-    /// What a transition means for the command that is waiting.
-    fn settle(&mut self, now: Instant, transition: Transition) {
-        let Some(mut pending) = self.pending.take() else { return };
-        let Transition { from, to, reason } = transition;
-        pending.step(now, format!("{from:?} to {to:?} ({reason:?})"));
-        match (pending.kind, to) {
-            (Kind::Takeover, State::Active) | (Kind::Yield, State::Backup) => {
-                self.pending = Some(pending);
-            }
-            (Kind::Yield, State::Active) => {
-                let elapsed = pending.elapsed(now);
-                pending.refuse(Refused::Unclaimed(elapsed));
-            }
-            (Kind::Takeover, State::Backup | State::Initialize)
-            | (Kind::Yield, State::Initialize) => {
-                let why =
-                    self.node.fault().unwrap_or_else(|| format!("it left Active: {reason:?}"));
-                pending.refuse(Refused::Fault(why));
-            }
-        }
-    }
-
-    /// A yield has come to its end once another node advertises.
-    fn another_is_active(&mut self, advert: &Advert) {
-        if advert.priority == Priority::YIELD || self.node.state() == State::Active {
-            return;
-        }
-        if let Some(mut pending) = self.pending.take_if(|pending| pending.kind == Kind::Yield) {
-            let active = self.neighbors.active().cloned();
-            pending.step(Instant::now(), format!("{} advertises", advert.source));
-            pending.succeed(active);
-        }
-    }
-
-    /// Ends a command that has waited for too long.
-    fn give_up(&mut self, now: Instant) {
-        if let Some(pending) = self.pending.take_if(|pending| pending.deadline <= now) {
-            let why = match pending.kind {
-                Kind::Takeover => Refused::Fault("the kernel does not configure the VIPs".into()),
-                Kind::Yield => Refused::Unclaimed(pending.elapsed(now)),
-            };
-            pending.refuse(why);
-        }
-    }
-
-    async fn command(&mut self, command: Command) -> Flow {
-        let now = Instant::now();
-        if let Some(pending) = self.pending.take() {
-            pending.refuse(Refused::Superseded);
-        }
-        match command {
-            Command::Takeover(answer) => {
-                if let Some(fault) = self.node.fault() {
-                    let _ = answer.send(Err(Refused::Fault(fault)));
-                } else if let Some(owner) = self.node.outranked_by() {
-                    let _ = answer.send(Err(Refused::Outranked(owner)));
-                } else {
-                    let mut pending = Pending::takeover(now, answer);
-                    if self.node.holds_vips() {
-                        // Nothing to wait for: it stays Active, and nobody preempts it.
-                        pending.step(now, "Active already");
-                        pending.succeed(None);
-                    } else {
-                        self.pending = Some(pending);
-                    }
-                    self.feed(Input::Takeover).await;
-                }
-                Flow::Continue
-            }
-            Command::Yield(answer) => {
-                if self.node.state() == State::Active {
-                    // Active_Down_Interval of a Backup is below 4 intervals.
-                    let patience = 4 * self.config.advert_interval.duration() + YIELD_MARGIN;
-                    self.pending = Some(Pending::yielding(now, patience, answer));
-                    self.feed(Input::Yield).await;
-                } else {
-                    let _ = answer.send(Err(Refused::NotActive));
-                }
-                Flow::Continue
-            }
-            Command::Shutdown(answer) => {
-                self.feed(Input::Shutdown).await;
-                self.publish();
-                let _ = answer.send(());
-                Flow::End
-            }
-        }
     }
 
     /// Counts something that went wrong, and logs it at a bounded rate.

@@ -1,0 +1,119 @@
+//! What the node wants done, in its order.
+
+use std::time::{Instant, SystemTime};
+
+use tracing::{info, warn};
+
+use super::{Driver, Purpose, VIEW_SENT};
+use crate::driver::commands::Kind;
+use crate::driver::counters::Counter;
+use crate::io::netlink::Operation;
+use crate::node::{Input, Output};
+use crate::vrrp::Priority;
+use crate::vrrp::router::{Reason, State, Transition};
+
+impl Driver {
+    /// Does what the node wants, in its order.
+    pub(super) async fn perform(&mut self) {
+        while let Some(output) = self.node.poll_output() {
+            match output {
+                Output::SendAdvert(priority) => self.send_advert(priority),
+                Output::ConfigureVips => {
+                    let all = (0..self.config.vips.len()).collect();
+                    self.ask(Operation::Configure(all), Purpose::Claim);
+                }
+                Output::RefreshVips => {
+                    // One that waits already will do.
+                    if !self.asked.iter().any(|(_, purpose)| *purpose == Purpose::Refresh) {
+                        let all = (0..self.config.vips.len()).collect();
+                        self.ask(Operation::Configure(all), Purpose::Refresh);
+                    }
+                }
+                Output::RestoreVip(vip) => {
+                    self.ask(Operation::Configure(vec![vip]), Purpose::Restore(vip));
+                }
+                Output::RemoveVips => self.remove_vips().await,
+                Output::Announce => self.announce(),
+                Output::Transition(transition) => self.transition(transition),
+            }
+        }
+    }
+
+    fn send_advert(&mut self, priority: Priority) {
+        let (sent, failed) = self.ports.send_advert(priority);
+        self.counters.count(Counter::AdvertSent, sent);
+        for what in failed {
+            self.trouble(Counter::AdvertSendFailed, what);
+        }
+        let now = Instant::now();
+        if let Some(pending) = &mut self.pending
+            && pending.is_first_advert()
+        {
+            pending.step(now, format!("advert of priority {priority} sent"));
+        }
+        self.publish_by(now + VIEW_SENT);
+    }
+
+    fn ask(&mut self, operation: Operation, purpose: Purpose) {
+        match self.netlink.request(operation) {
+            Some(ticket) => self.asked.push_back((ticket, purpose)),
+            None => {
+                let why = "the kernel does not answer netlink requests".to_owned();
+                self.trouble(Counter::ConfigureFailed, why.clone());
+                if purpose != Purpose::Refresh {
+                    self.node.handle_input(Instant::now(), Input::ConfigureFailed(why));
+                }
+            }
+        }
+    }
+
+    async fn remove_vips(&mut self) {
+        self.asked.clear();
+        let (result, others) = self.netlink.remove().await;
+        self.deferred.extend(others);
+        if let Err(why) = result {
+            self.trouble(Counter::RemoveFailed, why);
+        }
+        let now = Instant::now();
+        if let Some(pending) = &mut self.pending {
+            pending.step(now, "VIPs removed");
+        }
+        self.publish_by(now);
+    }
+
+    fn announce(&mut self) {
+        let (sent, failed) = self.ports.announce();
+        self.counters.count(Counter::AnnouncementSent, sent);
+        for what in failed {
+            self.trouble(Counter::AnnouncementFailed, what);
+        }
+        if let Some(mut pending) = self.pending.take_if(|pending| pending.kind == Kind::Takeover) {
+            pending.step(Instant::now(), "VIPs announced");
+            pending.succeed(None);
+        }
+    }
+
+    fn transition(&mut self, transition: Transition) {
+        let now = Instant::now();
+        let Transition { from, to, reason } = transition;
+        if from != to {
+            self.since = (now, SystemTime::now());
+        }
+        if to == State::Active {
+            self.takeovers += u64::from(from != to);
+            self.neighbors.none_active();
+        }
+        let (node, vrid) = (self.config.node.clone(), self.config.vrid);
+        let priority = self.node.advertised_priority();
+        match self.node.fault().filter(|_| reason == Reason::Fault) {
+            Some(fault) => self.journal.say(move || {
+                warn!(node, %vrid, ?from, ?to, ?reason, fault, "transition");
+            }),
+            None => self.journal.say(move || {
+                info!(node, %vrid, ?from, ?to, ?reason, %priority, "transition");
+            }),
+        }
+        self.settle(now, transition);
+        self.publish_by(now);
+    }
+}
