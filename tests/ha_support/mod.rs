@@ -428,6 +428,36 @@ pub fn tcpdump(netns: &Netns, interface: &str, filter: &str) -> Process {
     process
 }
 
+/// Sends Ethernet frames from the front of a node; how many went out.
+pub fn send_frames(lab: &Lab, node: usize, frames: &[Vec<u8>]) -> usize {
+    use std::os::fd::AsRawFd;
+    let open = || {
+        let index = nix::net::if_::if_nametoindex("front").unwrap();
+        let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, None);
+        (socket.unwrap(), index)
+    };
+    let (socket, index) = lab.nodes[node].enter(open).unwrap();
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: 0,
+        sll_ifindex: index as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: a sockaddr_ll and its length.
+    let bound = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as u32,
+        )
+    };
+    assert_eq!(bound, 0);
+    frames.iter().filter(|frame| socket.send(frame).is_ok()).count()
+}
+
 /// A file of this process that nobody else has.
 pub fn scratch(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("bt-ha-{}-{name}", std::process::id()))
