@@ -138,6 +138,9 @@ impl Hand {
                 (active, "front link cut".to_owned())
             }
             Fault::PowerOff => {
+                // Frozen first: a machine without power neither notices that its links go, nor
+                // says goodbye to its clients.
+                send(&pids, Signal::SIGSTOP)?;
                 for port in &ports {
                     self.switch.set(port, false).doing("cutting a link")?;
                 }

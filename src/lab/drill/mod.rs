@@ -15,6 +15,7 @@ mod addresses;
 mod canary;
 pub mod fault;
 mod interrupt;
+mod logs;
 mod outage;
 mod render;
 pub mod report;
@@ -141,7 +142,7 @@ fn run_once(
     failures.extend(judge_end(&lab, watch.await_steady(RETURN_PATIENCE)?)?);
     say("collecting what was seen");
     let seen = watch.finish();
-    let logs = steps::read_logs(&lab);
+    let logs = logs::read(&lab);
     drop(lab);
     let run = seen.run(&hand, deed, healed, &logs);
     failures.extend(judge_run(&run));
@@ -333,7 +334,7 @@ fn await_steady(ledgers: &[&Ledger], rate: u32, patience: Duration) -> Result<bo
 }
 
 impl Seen {
-    fn run(self, hand: &Hand, deed: Deed, healed: Option<Deed>, logs: &[steps::LogLine]) -> Run {
+    fn run(self, hand: &Hand, deed: Deed, healed: Option<Deed>, logs: &[logs::LogLine]) -> Run {
         let since = deed.at;
         let length = |attempts: &[Attempt]| {
             attempts.last()?;

@@ -65,8 +65,9 @@ fn figures(text: &mut String, report: &Report, style: &Style) {
         ("two answering", summary.two_answering_ms, "ms", "two nodes answered ARP for the VIP"),
     ];
     let several = report.runs.len() > 1;
-    let (first, second) = if several { ("median", "worst") } else { ("", "") };
-    line(text, format_args!("  {}{:<18}{first:>10}{second:>12}{}", style.dim, "", style.end));
+    if several {
+        line(text, format_args!("  {:<18}{:>10}{:>12}", "", "median", "worst"));
+    }
     for (name, spread, unit, why) in rows {
         let median = show(spread.map(|spread| spread.median));
         let worst =
@@ -74,7 +75,7 @@ fn figures(text: &mut String, report: &Report, style: &Style) {
         line(
             text,
             format_args!(
-                "  {name:<18}{median:>10}{worst:>12} {unit:<3} {}{why}{}",
+                "  {name:<18}{median:>10}{worst} {unit:<3} {}{why}{}",
                 style.dim, style.end
             ),
         );

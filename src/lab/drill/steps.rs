@@ -4,24 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::fault::{Deed, Hand};
+use super::logs::LogLine;
 use super::report::{Step, ms};
 use super::{Seen, outage};
-use crate::lab::Lab;
 use crate::lab::topology::{Mac, Role, Topology};
-
-/// A line of a relay's log that says that a failure was detected.
-#[derive(Debug, Clone)]
-pub(super) struct LogLine {
-    node: String,
-    at: Instant,
-    what: String,
-}
-
-/// What the relays' logs say of their state, with the times they give themselves.
-pub(super) fn read_logs(lab: &Lab) -> Vec<LogLine> {
-    let _ = lab;
-    Vec::new()
-}
 
 /// Steps since the fault, in order.
 pub(super) fn steps(
