@@ -136,6 +136,28 @@ fn many_small_messages_go_back_and_forth() {
 }
 
 #[test]
+fn small_messages_to_a_slow_reader_arrive_whole() {
+    let (sender, received) = mpsc::channel();
+    let address = backend("127.0.0.1:0", move |mut stream| {
+        thread::sleep(Duration::from_millis(700));
+        sender.send(check_pattern(&mut stream, 7).unwrap()).unwrap();
+    });
+    let running = Running::tcp(&[address]);
+    let mut client = running.connect();
+    // Less at once than what is spliced, more in all than the relay's and the reader's buffers.
+    let mut pattern = Pattern::new(7);
+    let mut message = [0; 8 << 10];
+    let messages = (16 << 20) / message.len();
+    for _ in 0..messages {
+        pattern.fill(&mut message);
+        client.write_all(&message).unwrap();
+        thread::sleep(Duration::from_micros(20));
+    }
+    drop(client);
+    assert_eq!(received.recv().unwrap(), 16 << 20);
+}
+
+#[test]
 fn two_thousand_connections_at_once() {
     let running = Running::tcp(&[backend("127.0.0.1:0", |mut stream| {
         // A pattern that is long enough to be spliced, then silence until the end.
@@ -269,6 +291,7 @@ fn after_stop_accepting_sessions_end_by_themselves_and_the_rest_is_reset() {
     wait_until("one is left", || block_on(running.proxy.wait_idle(Duration::ZERO)) == 1);
     drop(running.proxy);
     assert!(is_reset(&mut two), "an end would pass for a whole stream");
+    assert_eq!(count(&running.pool.counters.reset_on_yield), 1);
 }
 
 #[test]
