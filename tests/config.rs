@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use baton::config::Config;
+use baton::config::system::System;
+use baton::lab::netns::Netns;
 use proptest::prelude::*;
 
 fn root() -> &'static Path {
@@ -317,4 +319,120 @@ proptest! {
         }
         hold(&chars.into_iter().collect::<String>());
     }
+}
+
+#[test]
+fn a_pairs_file_is_described() {
+    let config = Config::load(&root().join("config/relay1.toml")).expect("correct");
+    let expected = "\
+node      relay1: one worker per core, control /run/baton/control.sock
+          after SIGTERM connections have 10s to end
+cluster   lab with relay2 (10.77.0.3, 10.78.0.3)
+election  VRID 51, priority 200: takes over from a lower priority
+          adverts every 100ms on front, IPv4: multicast
+          adverts every 100ms on back, IPv4: multicast
+          IPv4 checksum: pseudo-header
+          Active_Down_Interval 321.9ms: as Backup it claims this long after the last advert
+          the kernel removes a VIP 2s after its last refresh
+          VIPs are announced 0s, 20ms, 100ms, 300ms, 1s, 3s after the claim,
+          then every 30s, and at a rival, at most every 100ms
+
+VIP    ADDRESS         INTERFACE  SERVICES
+socks  10.77.0.100/24  front      socks
+
+SERVICE  LISTENS ON            MODE   SCHEDULER    CHECK  CONNECTIONS  PER SOURCE  IDLE  PROXY HEADER
+socks    10.77.0.100:1080/tcp  proxy  source-hash  socks        10000        1000  1h    off
+
+SERVICE  BACKEND  ADDRESS          WEIGHT  CONNECTIONS
+socks    dante1   10.78.0.11:1080       1        10000
+socks    dante2   10.78.0.12:1080       1        10000
+
+CHECK  EVERY  TIMEOUT  UP AFTER  DOWN AFTER  PROBE
+socks  2s     1s              2           3  socks5 CONNECT 10.78.0.1:80
+";
+    assert_eq!(baton::config::describe(&config), expected);
+}
+
+#[test]
+fn the_backup_waits_longer_by_its_skew() {
+    let config = Config::load(&root().join("config/relay2.toml")).expect("correct");
+    let ha = config.ha.as_ref().expect("VIPs");
+    assert_eq!(baton::config::active_down_interval(ha).as_micros(), 360_937);
+    let json = baton::config::describe_json(&config);
+    assert_eq!(json["election"]["active_down_interval_us"], 360_937);
+    assert_eq!(json["vips"][0]["name"], "socks");
+    assert_eq!(json["services"][0]["vip"], "socks");
+    assert_eq!(json["services"][0]["backends"][1]["address"], "10.78.0.12:1080");
+    assert_eq!(json["checks"][0]["probe"]["type"], "socks5");
+}
+
+#[test]
+fn a_password_is_never_printed() {
+    let config = Config::load(&root().join("config/full.toml")).expect("correct");
+    let text = baton::config::describe(&config);
+    let json = baton::config::describe_json(&config).to_string();
+    assert!(text.contains("as probe") && json.contains("\"username\":\"probe\""));
+    assert!(!text.contains("secret") && !json.contains("secret"));
+}
+
+#[test]
+fn a_standalone_file_has_no_election() {
+    let config = Config::load(&root().join("config/standalone.toml")).expect("correct");
+    assert!(config.ha.is_none());
+    let text = baton::config::describe(&config);
+    assert!(text.contains("election  none: no VIPs"), "{text}");
+    assert!(baton::config::describe_json(&config)["election"].is_null());
+}
+
+/// A namespace that is removed when the test is over, however it ends.
+struct Namespace(Netns);
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.remove() {
+            eprintln!("{}: {error}", self.0.name());
+        }
+    }
+}
+
+#[test]
+fn a_real_machine_is_looked_at() {
+    let netns = Netns::create(&format!("bt-config-{}", std::process::id())).expect("a namespace");
+    let Namespace(netns) = &Namespace(netns);
+    let config = Config::load(&root().join("config/relay1.toml")).expect("correct");
+    let whats = || {
+        let read = netns.enter(|| System::read(&config)).expect("entered");
+        match config.check_system(&read.expect("interfaces")) {
+            Ok(warnings) => warnings,
+            Err(errors) => errors.problems().to_vec(),
+        }
+        .into_iter()
+        .map(|problem| problem.what)
+        .collect::<Vec<_>>()
+    };
+    let missing = |name: &str| format!("this machine has no interface {name:?}");
+    assert_eq!(whats(), [missing("back"), missing("front")]);
+
+    netns.ip("link add front type veth peer name back").expect("a veth pair");
+    assert_eq!(
+        whats(),
+        [
+            "\"back\" has no IPv4 address to send adverts from",
+            "\"front\" has no IPv4 address of its own, so it can't carry 10.77.0.100",
+        ]
+    );
+
+    // An interface that is down has its addresses too.
+    netns.ip("addr add 10.77.0.2/24 dev front").expect("an address");
+    netns.ip("addr add 10.78.0.2/24 dev back").expect("an address");
+    assert_eq!(whats(), Vec::<String>::new());
+
+    let vip = "addr add 10.77.0.100/24 dev front valid_lft 60 preferred_lft 60";
+    netns.ip(vip).expect("the VIP");
+    assert_eq!(whats(), Vec::<String>::new(), "on the Active node");
+
+    // The VIP goes with the first address of its network.
+    netns.ip("addr del 10.77.0.2/24 dev front").expect("removed");
+    netns.ip(vip).expect("the VIP");
+    assert_eq!(whats().len(), 1, "the VIP alone is no address to send adverts from");
 }

@@ -290,3 +290,55 @@ fn window(line: &str, before: usize, length: usize) -> (String, Range<usize>) {
     let end = (start + length).min(shown.chars().count()).max(start + 1);
     (shown, start..end)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(text: &str, span: Range<usize>) -> String {
+        let source = Source::new(Path::new("f.toml"), text);
+        let report = Report::default();
+        report.error(&span, "it is wrong", "write it right");
+        Errors::among(&source, report.into_drafts()).expect_err("an error").to_string()
+    }
+
+    #[test]
+    fn the_caret_stands_under_the_characters() {
+        let text = "a = 1\r\n\tb = \"é\"  # ü\r\n";
+        let start = text.find("\"é\"").expect("there");
+        let expected = "f.toml:2:6: error: it is wrong\n  2 |  b = \"é\"  # ü\n    |      ^^^\n  write it right";
+        assert_eq!(told(text, start..start + 4), expected);
+    }
+
+    #[test]
+    fn a_place_at_the_end_or_past_it_or_amid_a_character_is_one() {
+        for span in [3..3, 3..9, 2..3, 90..100] {
+            let told = told("a\né", span.clone());
+            assert!(told.starts_with("f.toml:2:"), "{span:?} {told}");
+            assert!(told.contains("| é\n"), "{span:?} {told}");
+        }
+        assert!(told("", 0..0).starts_with("f.toml:1:1: error"));
+    }
+
+    #[test]
+    fn of_a_long_line_the_part_that_matters_is_shown() {
+        let text = format!("{} here {}", "x".repeat(1000), "y".repeat(1000));
+        let told = told(&text, 1001..1005);
+        let lines: Vec<&str> = told.lines().collect();
+        assert_eq!(lines[0], "f.toml:1:1002: error: it is wrong");
+        assert!(lines[1].chars().count() <= LINE + 8, "{told}");
+        let at = lines[2].find("^^^^").expect("a caret");
+        assert_eq!(&lines[1][at..at + 4], "here");
+    }
+
+    #[test]
+    fn warnings_alone_are_no_errors_and_come_in_the_order_of_the_file() {
+        let source = Source::new(Path::new("f.toml"), "a\nb\n");
+        let report = Report::default();
+        report.warning(&(2..3), "second", "write");
+        report.warning(&(0..1), "first", "write");
+        let warnings = Errors::among(&source, report.into_drafts()).expect("no error");
+        let order: Vec<_> = warnings.iter().map(|warning| warning.what.as_str()).collect();
+        assert_eq!(order, ["first", "second"]);
+    }
+}
