@@ -242,9 +242,7 @@ fn advertised(ha: &HaConfig, places: &Places, system: &System, report: &Report) 
             continue;
         };
         let own = |family: Family| {
-            interface.addresses.iter().any(|(address, _)| {
-                Family::of(*address) == family && !ha.vips.iter().any(|vip| vip.address == *address)
-            })
+            interface.addresses.iter().any(|(address, _)| Family::of(*address) == family)
         };
         let of_paths = ha.paths.iter().filter(|path| path.interface == *name);
         let (here, silent): (Vec<Family>, Vec<Family>) =
