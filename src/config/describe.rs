@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use baton_ha::config::{ChecksumForm, Family, HaConfig, Transport};
-use baton_ha::vrrp::Preempt;
+use baton_ha::vrrp::{Preempt, router};
 use serde_json::{Value, json};
 
 use super::{Config, show_duration};
@@ -24,11 +24,9 @@ pub fn describe(config: &Config) -> String {
     text
 }
 
-/// Active_Down_Interval of RFC 9568 §6.1, if every node has this one's interval: how long after
-/// the last advert this node claims the VIPs.
+/// How long after the last advert this node claims the VIPs, if every node has its interval.
 pub fn active_down_interval(ha: &HaConfig) -> Duration {
-    let interval = ha.advert_interval.duration();
-    3 * interval + interval * (256 - u32::from(ha.priority.value())) / 256
+    router::active_down_interval(ha.priority, ha.advert_interval)
 }
 
 fn header(out: &mut String, config: &Config) -> fmt::Result {

@@ -590,7 +590,8 @@ fn skew_time(priority: Priority, interval: AdverInterval) -> Duration {
     interval.duration() * (256 - u32::from(priority.value())) / 256
 }
 
-/// Active_Down_Interval (RFC 9568 §6.1).
-fn active_down_interval(priority: Priority, interval: AdverInterval) -> Duration {
+/// Active_Down_Interval (RFC 9568 §6.1): how long after the last advert of an Active with this
+/// interval a Backup of this priority claims.
+pub fn active_down_interval(priority: Priority, interval: AdverInterval) -> Duration {
     3 * interval.duration() + skew_time(priority, interval)
 }
