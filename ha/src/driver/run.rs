@@ -31,7 +31,7 @@ mod obey;
 const BATCH: usize = 64;
 /// What others' adverts change in the view is published no more often than this.
 const VIEW_HEARD: Duration = Duration::from_millis(100);
-/// And what only this node's own adverts change.
+/// And what only this node's own adverts and garbage change.
 const VIEW_SENT: Duration = Duration::from_secs(1);
 /// When a socket that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -241,7 +241,7 @@ impl Driver {
 
     async fn awake(&mut self, now: Instant) {
         let late = self.wanted.map(|wanted| now.saturating_duration_since(wanted));
-        if let Some(suppressed) = self.counters.note(Counter::Stalled, now) {
+        if let Some(suppressed) = self.note(Counter::Stalled, now) {
             self.journal.say(move || {
                 warn!(?late, suppressed, "this node slept; what was queued meanwhile is discarded");
             });
@@ -278,6 +278,7 @@ impl Driver {
             }
             Event::Stray { address, index, removed } => {
                 self.counters.count(Counter::StrayVip, 1);
+                self.publish_by(Instant::now());
                 self.journal.say(move || match removed {
                     Ok(()) => warn!(%address, index, "VIP stood here without being ours: removed"),
                     Err(why) => warn!(%address, index, "VIP stands here, can't be removed: {why}"),
@@ -292,7 +293,7 @@ impl Driver {
         if let Some(place) = restored {
             self.restored[place] += 1;
             let address = self.config.vips[place].address;
-            if let Some(suppressed) = self.counters.note(Counter::VipRestored, now) {
+            if let Some(suppressed) = self.note(Counter::VipRestored, now) {
                 self.journal.say(move || {
                     warn!(%address, suppressed, "something else removed this VIP: put back");
                 });
@@ -336,9 +337,15 @@ impl Driver {
         self.perform().await;
     }
 
+    /// Counts one; `Some` if it is to be logged now, see [`Counters::note`].
+    fn note(&mut self, counter: Counter, now: Instant) -> Option<u64> {
+        self.publish_by(now + VIEW_SENT);
+        self.counters.note(counter, now)
+    }
+
     /// Counts something that went wrong, and logs it at a bounded rate.
     fn trouble(&mut self, counter: Counter, what: String) {
-        if let Some(suppressed) = self.counters.note(counter, Instant::now()) {
+        if let Some(suppressed) = self.note(counter, Instant::now()) {
             self.journal.say(move || warn!(kind = counter.name(), suppressed, "{what}"));
         }
     }

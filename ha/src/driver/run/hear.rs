@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::{info, trace, warn};
 
-use super::{BATCH, Driver, VIEW_HEARD};
+use super::{BATCH, Driver, VIEW_HEARD, VIEW_SENT};
 use crate::announce::{parse_arp, parse_na};
 use crate::config::Family;
 use crate::driver::counters::Counter;
@@ -75,9 +75,7 @@ impl Driver {
     /// Says what an operator can mend.
     fn compare(&mut self, now: Instant, advert: &Advert, same_addresses: bool) {
         let (source, priority) = (advert.source, advert.priority);
-        if !same_addresses
-            && let Some(suppressed) = self.counters.note(Counter::AddressesDiffer, now)
-        {
+        if !same_addresses && let Some(suppressed) = self.note(Counter::AddressesDiffer, now) {
             let node = self.neighbors.label(source);
             self.journal.say(move || {
                 warn!(
@@ -90,7 +88,7 @@ impl Driver {
         }
         let (theirs, ours) = (advert.interval.duration(), self.config.advert_interval.duration());
         if theirs != ours
-            && let Some(suppressed) = self.counters.note(Counter::IntervalDiffers, now)
+            && let Some(suppressed) = self.note(Counter::IntervalDiffers, now)
         {
             let node = self.neighbors.label(source);
             self.journal.say(move || {
@@ -106,7 +104,7 @@ impl Driver {
         }
         if self.node.state() == State::Active
             && priority != Priority::YIELD
-            && let Some(suppressed) = self.counters.note(Counter::RivalAdvert, now)
+            && let Some(suppressed) = self.note(Counter::RivalAdvert, now)
         {
             let node = self.neighbors.label(source);
             self.journal.say(move || {
@@ -120,9 +118,10 @@ impl Driver {
         if let DecodeError::OtherVrid(_) = why {
             // Another virtual router on this LAN.
             self.counters.count(Counter::AdvertOtherVrid, 1);
+            self.publish_by(now + VIEW_SENT);
             return;
         }
-        if let Some(suppressed) = self.counters.note(Counter::from(&why), now) {
+        if let Some(suppressed) = self.note(Counter::from(&why), now) {
             let interface = interface.to_owned();
             self.journal.say(move || {
                 warn!(?source, interface, suppressed, "packet is no advert for this node: {why}");
@@ -165,7 +164,7 @@ impl Driver {
         let interface = ear.interface.clone();
         match rival {
             Ok(Some(rival)) if self.node.state() == State::Active => {
-                if let Some(suppressed) = self.counters.note(Counter::from(rival.evidence), now) {
+                if let Some(suppressed) = self.note(Counter::from(rival.evidence), now) {
                     self.journal.say(move || {
                         warn!(?rival, interface, suppressed, "another MAC claims a VIP");
                     });
@@ -174,7 +173,7 @@ impl Driver {
             }
             Ok(_) => {}
             Err(why) => {
-                if let Some(suppressed) = self.counters.note(Counter::from(&why), now) {
+                if let Some(suppressed) = self.note(Counter::from(&why), now) {
                     self.journal.say(move || {
                         info!(interface, suppressed, "frame is neither ARP nor NA: {why}");
                     });
