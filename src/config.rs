@@ -1,11 +1,12 @@
 //! TOML → tables under a schema → [`Config`]; a `Config` in hand is correct.
 //!
 //! The way of a file: `Config::load` reads it, `toml` parses it into values with their places,
-//! `section` holds each table against its schema, and `node`, `election`, `checks` and `services`
-//! turn the tables into types. Whatever does not fit is reported with its place and what to write
-//! instead, and the reading goes on, so that one run tells everything that is wrong. No part of
-//! this looks at the machine; [`system`] does: whether its interfaces can carry what the file
-//! says.
+//! `section` holds each table against its schema, `value` reads single values, and `node`,
+//! `cluster`, `vips`, `election` with `paths`, `checks` and `services` turn the tables into types.
+//! Whatever does not fit is reported (`problem`) with its place and what to write instead, and the
+//! reading goes on, so that one run tells everything that is wrong. No part of this looks at the
+//! machine; [`system`] does: whether its interfaces can carry what the file says. [`describe`]
+//! tells people and programs what a `Config` means, [`reload_blockers`] what a new one may change.
 //!
 //! docs/config.md lists every key.
 
@@ -28,6 +29,7 @@ mod describe;
 mod duration;
 mod election;
 mod node;
+mod paths;
 mod problem;
 mod reload;
 mod section;

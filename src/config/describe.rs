@@ -61,7 +61,7 @@ fn header(out: &mut String, config: &Config) -> fmt::Result {
             Transport::Multicast => "multicast".to_owned(),
             Transport::Unicast(targets) => format!("unicast to {}", join(targets)),
         };
-        let family = super::election::family_name(path.family);
+        let family = super::paths::family_name(path.family);
         let every = show_duration(ha.advert_interval.duration());
         writeln!(out, "          adverts every {every} on {}, {family}: {target}", path.interface)?;
     }
@@ -291,7 +291,7 @@ fn election_json(ha: &HaConfig) -> Value {
             };
             json!({
                 "interface": path.interface,
-                "family": super::election::family_name(path.family),
+                "family": super::paths::family_name(path.family),
                 "transport": transport,
                 "to": to,
                 "addresses": path.addresses,

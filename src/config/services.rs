@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::checks;
-use super::election::family_name;
+use super::paths::family_name;
 use super::section::{At, BACKEND, SERVICE, Section, nearest};
 use super::value::{self, Read, complain};
 use super::vips::Vips;

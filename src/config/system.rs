@@ -12,7 +12,7 @@ use baton_ha::config::{Family, HaConfig, Vip};
 use nix::ifaddrs::getifaddrs;
 use nix::unistd::{AccessFlags, access};
 
-use super::election::family_name;
+use super::paths::family_name;
 use super::problem::{Errors, Problem, Report};
 use super::section::{At, nearest};
 use super::vips::{network, same_network};
