@@ -77,6 +77,13 @@ pub enum LabCommand {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<String>,
     },
+    /// Drill reports as one Markdown table; scripts/failover-figures.sh uses it.
+    #[command(hide = true)]
+    Figures {
+        /// The reports.
+        #[arg(required = true, value_name = "FILE")]
+        reports: Vec<PathBuf>,
+    },
     /// The echo server of the backends.
     #[command(hide = true)]
     ServeEcho {
@@ -119,6 +126,7 @@ impl LabCommand {
             Self::Exec { name, node, command } => {
                 match super::exec(&name.name, &node, &command)? {}
             }
+            Self::Figures { reports } => figures(&reports)?,
             Self::ServeEcho { port } => super::echo::serve(port)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -175,6 +183,16 @@ fn down_all() -> ExitCode {
     code
 }
 
+fn figures(files: &[PathBuf]) -> anyhow::Result<()> {
+    let read = |path: &PathBuf| -> anyhow::Result<_> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        serde_json::from_str(&text).with_context(|| format!("{}: no report", path.display()))
+    };
+    let reports: Vec<_> = files.iter().map(read).collect::<anyhow::Result<_>>()?;
+    std::io::stdout().write_all(drill::figures::table(&reports).as_bytes())?;
+    Ok(())
+}
+
 fn status(name: &str, json: bool) -> anyhow::Result<()> {
     let status = super::status(name)?;
     let text = if json { serde_json::to_string_pretty(&status)? + "\n" } else { table(&status) };
@@ -184,21 +202,23 @@ fn status(name: &str, json: bool) -> anyhow::Result<()> {
 
 fn table(status: &LabStatus) -> String {
     let mut text = format!(
-        "lab '{}' ({}, files in {})\n{:<10} {:<8} {:<46} {}\n",
+        "lab '{}' ({}, files in {})\n{:<9} {:<10} {:<5} {:<42} {}\n",
         status.name,
         name_of(status.software),
         status.dir.display(),
         "NODE",
+        "STATE",
         "VIP",
         "ADDRESSES",
         "PROCESSES",
     );
     for node in &status.nodes {
         let vip = match node.holds_vip {
-            Some(true) => "Active",
+            Some(true) => "held",
             Some(false) => "-",
             None => "",
         };
+        let state = node.state.as_deref().unwrap_or_default();
         let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
         let daemons: Vec<String> = node
             .daemons
@@ -209,7 +229,7 @@ fn table(status: &LabStatus) -> String {
             })
             .collect();
         let row = format!(
-            "{:<10} {vip:<8} {:<46} {}",
+            "{:<9} {state:<10} {vip:<5} {:<42} {}",
             node.node,
             addresses.join(" "),
             daemons.join(", ")

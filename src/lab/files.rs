@@ -1,7 +1,7 @@
 //! The configuration of every daemon of the lab, written from its [`Topology`]. Pure.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -156,8 +156,9 @@ pub(super) fn baton(topology: &Topology, index: usize, interval: Duration, dir: 
     let (name, control) = (&relay.name, socket(dir, &relay.name));
     let mut peers = String::new();
     for peer in topology.role(Role::Relay).filter(|peer| peer.name != *name) {
+        let link_local = peer.links.iter().map(|link| IpAddr::V6(link.link_local()));
         let addresses: Vec<String> =
-            peer.addresses().map(|address| format!("\"{address}\"")).collect();
+            peer.addresses().chain(link_local).map(|address| format!("\"{address}\"")).collect();
         let addresses = addresses.join(", ");
         peers +=
             &format!("\n[[cluster.peers]]\nname = \"{}\"\naddresses = [{addresses}]\n", peer.name);

@@ -33,6 +33,8 @@ pub mod process;
 pub mod topology;
 mod wiring;
 
+use crate::control::{self, Reply, Request};
+use crate::status::Status;
 use netns::{Netns, run};
 use process::{Daemon, Lifetime, Process, Started};
 use topology::{ECHO_PORT, HTTP_PORT, Node, Role, SOCKS_PORT, Segment, Topology, VIP_FRONT};
@@ -593,7 +595,10 @@ pub struct NodeStatus {
     pub namespace: String,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
-    /// Whether it holds the VIP; `None` for nodes that are no relays.
+    /// What its daemon says it is: `Active`, `Backup`, …, or that it does not answer; `None` for
+    /// nodes that don't run Baton.
+    pub state: Option<String>,
+    /// Whether its kernel has the VIP; `None` for nodes that are no relays.
     pub holds_vip: Option<bool>,
     /// Its daemons: name, process id, whether they run.
     pub daemons: Vec<(String, i32, bool)>,
@@ -605,11 +610,14 @@ pub fn status(name: &str) -> Result<LabStatus, LabError> {
     check_name(name)?;
     let record = read_record(name).ok_or_else(|| missing(name))?;
     let holders = holders(&record.topology)?;
+    let dir = Path::new(STATE).join(name);
     let nodes = record.topology.nodes.iter().map(|node| {
         let namespace = record.topology.namespace(&node.name);
         let pids = Netns::existing(&namespace).pids().unwrap_or_default();
         let here = record.processes.iter().filter(|process| process.node == node.name);
+        let asked = node.role == Role::Relay && record.software == Software::Baton;
         NodeStatus {
+            state: asked.then(|| state(&process::socket(&dir, &node.name))),
             node: node.name.clone(),
             namespace,
             addresses: node.addresses().collect(),
@@ -617,12 +625,21 @@ pub fn status(name: &str) -> Result<LabStatus, LabError> {
             daemons: here.map(|p| (p.name.clone(), p.pid, pids.contains(&p.pid))).collect(),
         }
     });
-    Ok(LabStatus {
-        name: name.to_owned(),
-        dir: Path::new(STATE).join(name),
-        software: record.software,
-        nodes: nodes.collect(),
-    })
+    let nodes = nodes.collect();
+    Ok(LabStatus { name: name.to_owned(), dir, software: record.software, nodes })
+}
+
+/// What the daemon behind a control socket says it is.
+fn state(socket: &Path) -> String {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let status = match control::ask(socket, &Request::Status, PATIENCE) {
+        Ok(Reply::Ok(value)) => serde_json::from_value::<Status>(value).ok(),
+        Ok(Reply::Error(_)) | Err(_) => None,
+    };
+    match status.and_then(|status| status.election) {
+        Some(election) => format!("{:?}", election.state),
+        None => "no answer".to_owned(),
+    }
 }
 
 fn missing(name: &str) -> LabError {

@@ -158,6 +158,15 @@ impl fmt::Display for Mac {
     }
 }
 
+impl Link {
+    /// The link-local address that the kernel makes from the hardware address (RFC 4291, appendix
+    /// A): IPv6 adverts come from it.
+    pub fn link_local(&self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.mac.0.map(u16::from);
+        Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f)
+    }
+}
+
 impl Topology {
     /// The lab of that name with so many relays (clamped to 1–[`MAX_RELAYS`]), a client, two
     /// backends and a switch.
@@ -246,5 +255,6 @@ mod tests {
         assert_eq!(client.links[0].v6.to_string(), "fd77::10");
         assert_eq!(topology.namespace("relay2"), "baton-relay2");
         assert_eq!(topology.owner_of(relay2.links[0].mac), Some(relay2));
+        assert_eq!(relay2.links[0].link_local().to_string(), "fe80::ff:fe77:3");
     }
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::report::ms;
+use crate::control::{self, Reply, Request};
 use crate::lab::netns::Netns;
 use crate::lab::process::signal;
 use crate::lab::topology::{Segment, VIP_BACK, VIP_FRONT, VIP_FRONT6};
@@ -15,6 +17,8 @@ use crate::lab::{Doing, Lab, LabError, Software};
 
 /// How long a relay may take to end after SIGTERM.
 const RESTART_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a relay may take to do what a command asks; a yield waits for its Backup.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
 
 /// What is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -147,8 +151,8 @@ impl Hand {
                 send(&pids, Signal::SIGKILL)?;
                 (active, "powered off: both links cut, processes gone".to_owned())
             }
-            Fault::Takeover => self.ask(lab, &self.cast.backup, "takeover")?,
-            Fault::Yield => self.ask(lab, active, "yield")?,
+            Fault::Takeover => self.ask(lab, &self.cast.backup, &Request::Takeover)?,
+            Fault::Yield => self.ask(lab, active, &Request::Yield)?,
             Fault::Restart => self.restart(lab)?,
             Fault::BackendKill => {
                 send(&pids, Signal::SIGKILL)?;
@@ -227,18 +231,24 @@ impl Hand {
         Segment::ALL.iter().filter_map(|side| node.link(*side)).map(|l| l.port.clone()).collect()
     }
 
+    /// Has the relay's daemon do what `baton takeover` and `baton yield` ask for.
     fn ask<'a>(
         &self,
         lab: &Lab,
         node: &'a String,
-        command: &str,
+        request: &Request,
     ) -> Result<(&'a String, String), LabError> {
-        let socket = crate::lab::process::socket(&lab.dir, node);
-        let mut baton = std::process::Command::new(&lab.options.binary);
-        baton.arg(command).arg("--socket").arg(&socket);
         let begun = Instant::now();
-        crate::lab::netns::run(&mut baton).doing(format!("baton {command} on {node}"))?;
-        Ok((node, format!("`baton {command}` (done after {} ms)", begun.elapsed().as_millis())))
+        let command = if *request == Request::Yield { "yield" } else { "takeover" };
+        let socket = crate::lab::process::socket(&lab.dir, node);
+        let answer = match control::ask(&socket, request, COMMAND_PATIENCE) {
+            Ok(Reply::Ok(_)) => Ok(()),
+            Ok(Reply::Error(why)) => Err(why),
+            Err(error) => Err(error.to_string()),
+        };
+        answer.map_err(io::Error::other).doing(format!("`baton {command}` on {node}"))?;
+        let took = ms(begun.elapsed());
+        Ok((node, format!("`baton {command}`, which reports success after {took} ms")))
     }
 
     fn restart(&self, lab: &mut Lab) -> Result<(&String, String), LabError> {

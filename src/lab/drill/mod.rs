@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 mod addresses;
 mod canary;
 pub mod fault;
+pub mod figures;
 mod interrupt;
 mod logs;
 mod outage;
@@ -29,7 +30,7 @@ pub use render::render;
 use report::{Connections, OutageMs, Report, Run, ms};
 
 use super::process::Lifetime;
-use super::topology::{ECHO_PORT, Role, VIP_FRONT};
+use super::topology::{ECHO_PORT, Role, VIP_FRONT, VIP_FRONT6};
 use super::{Doing, Lab, LabError, LabOptions, Servers, Software};
 
 /// How long a service may take to answer for the first time.
@@ -235,7 +236,8 @@ struct Watch {
     udp: (Ledger, Worker<u64>),
     fresh: (Ledger, Worker<Result<u64, LabError>>),
     steady: Worker<Vec<steady::Fate>>,
-    wire: Worker<wire::Sightings>,
+    /// Of the IPv4 VIP, then of the IPv6 VIP.
+    wire: Vec<Worker<wire::Sightings>>,
     addresses: Worker<Vec<addresses::Change>>,
 }
 
@@ -244,7 +246,8 @@ struct Seen {
     udp: Vec<Attempt>,
     fresh: Vec<Attempt>,
     steady: Vec<steady::Fate>,
-    wire: wire::Sightings,
+    /// Of the IPv4 VIP, then of the IPv6 VIP.
+    wire: Vec<wire::Sightings>,
     addresses: Vec<addresses::Change>,
     wrong: u64,
 }
@@ -265,8 +268,13 @@ impl Watch {
         let addresses = Worker::spawn("addresses", move |stop| {
             addresses::run(&sources, VIP_FRONT.into(), holders, &stop)
         });
-        let socket = client.enter(|| wire::socket("front")).and_then(|made| made).doing(inside)?;
-        let wire = Worker::spawn("wire", move |stop| wire::run(&socket, VIP_FRONT, &stop));
+        let mut wire = Vec::new();
+        for vip in [VIP_FRONT.into(), VIP_FRONT6.into()] {
+            let socket = client.enter(|| wire::socket("front", vip));
+            let socket = socket.and_then(|made| made).doing(inside)?;
+            let worker = Worker::spawn("wire", move |stop| wire::run(&socket, vip, &stop));
+            wire.push(worker.doing("starting a thread")?);
+        }
 
         let ledger = Ledger::default();
         let socket = client.enter(|| udp::socket(target)).and_then(|made| made).doing(inside)?;
@@ -291,7 +299,7 @@ impl Watch {
             udp,
             fresh,
             steady: steady.doing("starting a thread")?,
-            wire: wire.doing("starting a thread")?,
+            wire,
             addresses: addresses.doing("starting a thread")?,
         })
     }
@@ -311,7 +319,7 @@ impl Watch {
             steady: self.steady.finish(),
             udp: std::mem::take(&mut read(&self.udp.0)),
             fresh: std::mem::take(&mut read(&self.fresh.0)),
-            wire: self.wire.finish(),
+            wire: self.wire.into_iter().map(Worker::finish).collect(),
             addresses: self.addresses.finish(),
             wrong,
         }
@@ -345,6 +353,7 @@ impl Seen {
         let worst_wait = waits.filter(|(at, _)| *at >= since).map(|(_, wait)| *wait).max();
         let new = self.fresh.iter().filter(|attempt| attempt.started >= since);
         let new_ok = new.clone().filter(|attempt| attempt.answered.is_some()).count() as u64;
+        let two_answering = self.wire.iter().map(|seen| seen.two_answering(since));
         Run {
             outage_ms: OutageMs {
                 udp: length(&self.udp),
@@ -359,8 +368,7 @@ impl Seen {
                 new_failed: new.count() as u64 - new_ok,
             },
             wrong_bytes: self.wrong + self.steady.iter().map(|fate| fate.wrong).sum::<u64>(),
-            two_answering_ms: (!self.wire.probes.is_empty())
-                .then(|| ms(self.wire.two_answering(since))),
+            two_answering_ms: two_answering.max().map(ms),
             steps: steps::steps(&self, hand, &deed, healed.as_ref(), logs),
         }
     }

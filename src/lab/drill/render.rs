@@ -62,7 +62,7 @@ fn figures(text: &mut String, report: &Report, style: &Style) {
         ("new, answered", connections.new_ok, "", "new connections since the fault"),
         ("new, failed", connections.new_failed, "", "refused, reset, or no answer in 0.9 s"),
         ("wrong bytes", summary.wrong_bytes, "", "came back other than they were sent"),
-        ("two answering", summary.two_answering_ms, "ms", "two nodes answered ARP for the VIP"),
+        ("two answering", summary.two_answering_ms, "ms", "two nodes answered ARP or NS for a VIP"),
     ];
     let several = report.runs.len() > 1;
     if several {

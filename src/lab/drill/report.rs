@@ -31,7 +31,8 @@ pub struct Run {
     pub connections: Connections,
     /// Bytes that came back different from what was sent.
     pub wrong_bytes: u64,
-    /// For how long two nodes answered ARP for the VIP.
+    /// For how long two nodes answered for the VIP: ARP or Neighbor Solicitations, whichever was
+    /// longer.
     pub two_answering_ms: Option<f64>,
     /// What happened when, in order; `t_ms` counts from the fault.
     pub steps: Vec<Step>,

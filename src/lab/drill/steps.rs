@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::fault::{Deed, Hand};
 use super::logs::LogLine;
 use super::report::{Step, ms};
+use super::wire::Sightings;
 use super::{Seen, outage};
 use crate::lab::topology::{Mac, Role, Topology};
 
@@ -29,12 +30,26 @@ pub(super) fn steps(
         let what = if change.held { "VIP claimed: its kernel has it" } else { "VIP gone" };
         list.push(change.at, &change.node, what);
     }
-    list.announcements(seen, &hand.cast().active);
-    list.answers(seen);
+    for (sightings, names) in seen.wire.iter().zip(&FAMILIES) {
+        list.announcements(sightings, names, &hand.cast().active);
+        list.answers(sightings, names);
+    }
     list.traffic(seen);
     list.losses(seen);
     list.done()
 }
+
+/// How the two families of [`Seen::wire`] call things.
+struct Names {
+    vip: &'static str,
+    announcement: &'static str,
+    question: &'static str,
+}
+
+const FAMILIES: [Names; 2] = [
+    Names { vip: "VIP", announcement: "gratuitous ARP", question: "ARP" },
+    Names { vip: "IPv6 VIP", announcement: "unsolicited NA", question: "Neighbor Solicitations" },
+];
 
 struct List {
     since: Instant,
@@ -52,23 +67,25 @@ impl List {
     }
 
     /// The first announcement of every node that was not the last to announce.
-    fn announcements(&mut self, seen: &Seen, active: &str) {
+    fn announcements(&mut self, seen: &Sightings, names: &Names, active: &str) {
         let mut last = active.to_owned();
-        for (at, mac) in &seen.wire.announcements {
+        for (at, mac) in &seen.announcements {
             let node = owner(*mac);
             if node != last && *at >= self.since {
-                self.push(*at, &node, "VIP announced (gratuitous ARP on the client's wire)");
+                let Names { vip, announcement, .. } = names;
+                self.push(*at, &node, &format!("{vip} announced ({announcement}, client's wire)"));
                 last = node;
             }
         }
     }
 
-    /// When another node, or two at once, began to answer ARP for the VIP.
-    fn answers(&mut self, seen: &Seen) {
-        let mut before = seen.wire.probes.iter().filter(|probe| probe.sent < self.since);
+    /// When another node, or two at once, began to answer for the VIP.
+    fn answers(&mut self, seen: &Sightings, names: &Names) {
+        let Names { vip, question, .. } = names;
+        let mut before = seen.probes.iter().filter(|probe| probe.sent < self.since);
         let mut last = before.next_back().map(|probe| probe.answers.clone()).unwrap_or_default();
         let mut steps = Vec::new();
-        for probe in seen.wire.probes.iter().filter(|probe| probe.sent >= self.since) {
+        for probe in seen.probes.iter().filter(|probe| probe.sent >= self.since) {
             let mut answers = probe.answers.clone();
             answers.sort();
             // A single probe without an answer may be a matter of timing.
@@ -80,10 +97,8 @@ impl List {
             last = answers;
         }
         for (at, nodes) in steps {
-            match &nodes[..] {
-                [node] => self.push(at, node, "alone answers ARP for the VIP"),
-                _ => self.push(at, &nodes.join("+"), "both answer ARP for the VIP"),
-            }
+            let who = if nodes.len() == 1 { "alone answers" } else { "both answer" };
+            self.push(at, &nodes.join("+"), &format!("{who} {question} for the {vip}"));
         }
     }
 
