@@ -1,5 +1,4 @@
-//! However a drill ends, nothing stays. Needs root. keepalived is on the relays: these tests are
-//! about the drill itself.
+//! However a drill ends, nothing stays. Needs root.
 
 mod lab_support;
 
@@ -13,16 +12,20 @@ use nix::unistd::Pid;
 
 /// Starts a drill and waits until it has broken something, so that all is running.
 fn begun() -> (Child, String) {
-    let mut child =
-        baton(&["drill", "power-off", "--relays", "keepalived", "--report", "/dev/null"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program can be started");
+    let mut child = baton(&["drill", "power-off", "--report", "/dev/null"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program can be started");
     let lab = format!("drill-{}", child.id());
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let fault = lines.any(|line| line.unwrap().contains("fault: "));
-    assert!(fault, "the drill ended early");
+    let mut said = Vec::new();
+    while !said.last().is_some_and(|line: &String| line.contains("fault: ")) {
+        match lines.next() {
+            Some(line) => said.push(line.unwrap()),
+            None => panic!("the drill ended early:\n{}", said.join("\n")),
+        }
+    }
     // The pipe stays open for the drill's last words.
     std::thread::spawn(move || lines.for_each(drop));
     assert!(processes(&lab).len() >= 3, "{:?}", processes(&lab));
@@ -60,7 +63,7 @@ fn sigkill_leaves_no_process_and_lab_down_removes_the_rest() {
     let guard = Guard(lab.clone());
     child.kill().unwrap();
     child.wait().unwrap();
-    // The kernel kills the daemons; keepalived's own children notice that their parent is gone.
+    // The kernel kills the daemons.
     let deadline = Instant::now() + Duration::from_secs(5);
     while !processes(&lab).is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));

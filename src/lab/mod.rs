@@ -122,16 +122,6 @@ pub enum LabError {
         /// The last lines of it.
         tail: String,
     },
-    /// No relay became Active.
-    #[error("the first relay does not hold {vip} after {patience:?}; see the logs in {dir}")]
-    NoActive {
-        /// The address.
-        vip: IpAddr,
-        /// How long was waited.
-        patience: Duration,
-        /// Where the logs are.
-        dir: String,
-    },
     /// The relays are up, but nobody is served.
     #[error("the service behind the VIP was not steady within {0:?}; see the logs in {1}")]
     Silent(Duration, String),
@@ -402,8 +392,8 @@ impl Lab {
         while self.holders()? != [relay] {
             self.check_daemon(relay, "relay")?;
             if Instant::now() > deadline {
-                let dir = self.dir.display().to_string();
-                return Err(LabError::NoActive { vip: VIP_FRONT.into(), patience, dir });
+                let what = format!("does not claim {VIP_FRONT} within {patience:?}");
+                return Err(self.daemon_error(relay, "relay", what));
             }
             drill::check_signals()?;
             std::thread::sleep(Duration::from_millis(20));

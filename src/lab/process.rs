@@ -157,7 +157,7 @@ pub fn signal(pid: i32, signal: Signal) -> io::Result<()> {
 
 /// The last lines of a log.
 pub fn tail(log: &Path) -> String {
-    const LINES: usize = 5;
+    const LINES: usize = 12;
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")
