@@ -1,0 +1,272 @@
+//! Rules of the virtual router that take several steps, each with two or three routers and no
+//! network between them.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use baton_ha::vrrp::router::{
+    ANSWER_SPACING, Advert, CLAIM_ADVERTS, Input, Output, Reason, RouterConfig, State,
+    VirtualRouter,
+};
+use baton_ha::vrrp::{AdverInterval, Preempt, Priority};
+
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Routers that hear each other at once.
+struct Lan {
+    now: Instant,
+    routers: Vec<VirtualRouter>,
+    /// Adverts of these routers are lost.
+    mute: Vec<usize>,
+}
+
+impl Lan {
+    fn new(priorities: &[u8]) -> Self {
+        let routers =
+            priorities.iter().map(|priority| router(*priority, Preempt::Enabled)).collect();
+        let mut lan = Self { now: Instant::now(), routers, mute: Vec::new() };
+        for at in 0..lan.routers.len() {
+            lan.input(at, Input::Startup);
+        }
+        lan.run_for(10 * INTERVAL);
+        lan
+    }
+
+    fn input(&mut self, at: usize, input: Input) {
+        self.routers[at].handle_input(self.now, input);
+        self.deliver();
+    }
+
+    /// Carries adverts about until nobody says anything.
+    fn deliver(&mut self) {
+        while let Some((from, output)) =
+            (0..self.routers.len()).find_map(|at| Some((at, self.routers[at].poll_output()?)))
+        {
+            let Output::SendAdvert(priority) = output else { continue };
+            for to in (0..self.routers.len()).filter(|to| *to != from) {
+                if !self.mute.contains(&from) {
+                    let advert = Advert { local: address(to), ..advert(priority.value(), from) };
+                    self.routers[to].handle_input(self.now, Input::Advert(advert));
+                }
+            }
+        }
+    }
+
+    fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.routers.iter().filter_map(VirtualRouter::poll_timeout).min()
+            && at <= end
+        {
+            self.now = at;
+            for router in &mut self.routers {
+                router.handle_timeout(at);
+            }
+            self.deliver();
+        }
+        self.now = end;
+    }
+
+    fn actives(&self) -> Vec<usize> {
+        (0..self.routers.len()).filter(|at| self.routers[*at].state() == State::Active).collect()
+    }
+}
+
+fn router(priority: u8, preempt: Preempt) -> VirtualRouter {
+    VirtualRouter::new(RouterConfig {
+        priority: Priority::new(priority),
+        advert_interval: AdverInterval::from_duration(INTERVAL).unwrap(),
+        preempt,
+    })
+}
+
+fn address(at: usize) -> IpAddr {
+    IpAddr::from([10, 77, 0, 2 + at as u8])
+}
+
+/// An advert of router `from`, as router 9 hears it.
+fn advert(priority: u8, from: usize) -> Advert {
+    Advert {
+        source: address(from),
+        local: address(9),
+        priority: Priority::new(priority),
+        interval: AdverInterval::from_duration(INTERVAL).unwrap(),
+    }
+}
+
+fn outputs(router: &mut VirtualRouter) -> Vec<Output> {
+    std::iter::from_fn(|| router.poll_output()).collect()
+}
+
+#[test]
+fn skew_is_not_rounded_to_centiseconds() {
+    let mut router = VirtualRouter::new(RouterConfig {
+        priority: Priority::new(200),
+        advert_interval: AdverInterval::from_centiseconds(1).unwrap(),
+        preempt: Preempt::Enabled,
+    });
+    let start = Instant::now();
+    let mut now = start;
+    router.handle_input(now, Input::Startup);
+    while router.state() == State::Backup {
+        now = router.poll_timeout().unwrap();
+        router.handle_timeout(now);
+    }
+    assert_eq!(now - start, Duration::from_micros(32_187) + Duration::from_nanos(500));
+}
+
+#[test]
+fn takeovers_go_back_and_forth_any_number_of_times() {
+    let mut lan = Lan::new(&[200, 100, 150]);
+    assert_eq!(lan.actives(), [0]);
+    for round in 0..12 {
+        let at = [1, 2, 0][round % 3];
+        lan.input(at, Input::Takeover);
+        assert_eq!(lan.actives(), [at], "at once");
+        assert_eq!(lan.routers[at].reason(), Reason::Takeover);
+        lan.run_for(20 * INTERVAL);
+        assert_eq!(lan.actives(), [at], "for good, whatever the configured priorities");
+        assert_eq!(lan.routers[at].advertised_priority(), Priority::HELD);
+    }
+}
+
+#[test]
+fn a_node_that_holds_forgets_it_when_it_is_deposed() {
+    let mut lan = Lan::new(&[200, 100]);
+    lan.input(1, Input::Takeover);
+    lan.run_for(5 * INTERVAL);
+    lan.input(0, Input::Takeover);
+    assert_eq!(lan.routers[1].advertised_priority(), Priority::new(100));
+    // The holder goes away; the other is Active with its configured priority.
+    lan.input(0, Input::Shutdown);
+    lan.run_for(5 * INTERVAL);
+    assert_eq!(lan.actives(), [1]);
+    assert_eq!(lan.routers[1].advertised_priority(), Priority::new(100));
+    // So the higher priority preempts when it comes back.
+    lan.input(0, Input::Startup);
+    lan.run_for(5 * INTERVAL);
+    assert_eq!(lan.actives(), [0]);
+}
+
+#[test]
+fn a_takeover_whose_claim_was_lost_claims_again() {
+    // The Active holds, and has the greater address, so that a tie at 254 is its own.
+    let mut lan = Lan::new(&[100, 200]);
+    lan.input(1, Input::Takeover);
+    lan.run_for(5 * INTERVAL);
+    assert_eq!(lan.actives(), [1]);
+    lan.mute = vec![0];
+    lan.input(0, Input::Takeover);
+    lan.run_for(INTERVAL * 3 / 4);
+    assert_eq!(lan.actives(), [0, 1], "nobody heard the claim");
+    lan.mute.clear();
+    lan.run_for(INTERVAL);
+    assert_eq!(lan.actives(), [0]);
+}
+
+#[test]
+fn after_a_yield_the_node_waits_until_the_active_is_gone() {
+    let mut lan = Lan::new(&[200, 100]);
+    lan.input(0, Input::Yield);
+    lan.run_for(30 * INTERVAL);
+    assert_eq!(lan.actives(), [1], "a higher priority does not preempt after its yield");
+    lan.input(1, Input::Yield);
+    lan.run_for(3 * INTERVAL);
+    assert_eq!(lan.actives(), [0], "the Active yielded");
+    // It is itself again: another's takeover, and an end to that.
+    lan.input(1, Input::Takeover);
+    lan.run_for(5 * INTERVAL);
+    lan.input(1, Input::Shutdown);
+    lan.run_for(5 * INTERVAL);
+    assert_eq!(lan.actives(), [0]);
+}
+
+#[test]
+fn after_a_yield_that_nobody_takes_up_the_node_claims_again() {
+    let mut lan = Lan::new(&[200]);
+    lan.input(0, Input::Yield);
+    lan.run_for(INTERVAL * 32 / 10);
+    assert_eq!(lan.actives(), [] as [usize; 0]);
+    lan.run_for(INTERVAL * 3 / 10);
+    assert_eq!(lan.actives(), [0]);
+    assert_eq!(lan.routers[0].reason(), Reason::ActiveDown);
+}
+
+#[test]
+fn an_owner_is_known_by_adverts_that_outlast_a_claim() {
+    let mut backup = router(100, Preempt::Enabled);
+    let mut now = Instant::now();
+    backup.handle_input(now, Input::Startup);
+    for heard in 0..10 {
+        // The owner has two paths, and so two addresses.
+        backup.handle_input(now, Input::Advert(advert(255, heard % 2)));
+        let outranked = backup.outranked_by();
+        assert_eq!(outranked, (heard >= 5).then(|| address(heard % 2)), "{heard}");
+        now += INTERVAL;
+    }
+    backup.handle_input(now, Input::Advert(advert(254, 0)));
+    assert_eq!(backup.outranked_by(), None);
+}
+
+#[test]
+fn a_takeover_is_not_mistaken_for_an_owner() {
+    let mut lan = Lan::new(&[200, 100]);
+    lan.input(1, Input::Takeover);
+    for _ in 0..200 {
+        lan.run_for(INTERVAL / 10);
+        assert_eq!(lan.routers[0].outranked_by(), None);
+    }
+}
+
+#[test]
+fn a_flood_of_adverts_is_answered_at_a_bounded_rate() {
+    let mut active = router(255, Preempt::Enabled);
+    let start = Instant::now();
+    active.handle_input(start, Input::Startup);
+    outputs(&mut active);
+    let mut sent = 0;
+    let step = ANSWER_SPACING / 100;
+    for at in 0..1000 {
+        let now = start + step * at;
+        for priority in [0, 99] {
+            active.handle_input(now, Input::Advert(advert(priority, 0)));
+        }
+        active.handle_timeout(now);
+        let outputs = outputs(&mut active);
+        sent += outputs.iter().filter(|output| matches!(output, Output::SendAdvert(_))).count();
+    }
+    assert!((9..=11).contains(&sent), "{sent} adverts in {:?}", step * 1000);
+}
+
+#[test]
+fn an_answer_that_is_put_off_is_still_given() {
+    let mut active = router(255, Preempt::Enabled);
+    let start = Instant::now();
+    active.handle_input(start, Input::Startup);
+    outputs(&mut active);
+    active.handle_input(start + ANSWER_SPACING / 2, Input::Advert(advert(99, 0)));
+    assert_eq!(outputs(&mut active), [Output::Announce]);
+    assert_eq!(active.poll_timeout(), Some(start + ANSWER_SPACING));
+    active.handle_timeout(start + ANSWER_SPACING);
+    assert_eq!(outputs(&mut active), [Output::SendAdvert(Priority::OWNER)]);
+}
+
+#[test]
+fn a_claim_is_short_and_then_held() {
+    let mut backup = router(100, Preempt::Enabled);
+    let mut now = Instant::now();
+    backup.handle_input(now, Input::Startup);
+    backup.handle_input(now, Input::Takeover);
+    let start = now;
+    let mut sent = Vec::new();
+    while sent.len() < usize::from(CLAIM_ADVERTS) + 2 {
+        for output in outputs(&mut backup) {
+            if let Output::SendAdvert(priority) = output {
+                sent.push((priority.value(), (now - start).as_millis()));
+            }
+        }
+        now = backup.poll_timeout().unwrap();
+        backup.handle_timeout(now);
+    }
+    let claim = [(255, 0), (255, 10), (255, 20), (255, 30), (255, 40), (254, 50), (254, 150)];
+    assert_eq!(sent, claim);
+}
