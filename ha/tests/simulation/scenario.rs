@@ -232,7 +232,7 @@ fn drill(world: &mut World) {
     let others: Vec<usize> = fit.iter().copied().filter(|at| *at != active).collect();
     let owner = fit.iter().any(|at| world.nodes[*at].config.priority == Priority::OWNER);
     let any = world.random.pick(&fit);
-    match world.random.below(8) {
+    match world.random.below(9) {
         0 => {
             world.note(format!("drill: takeover of {any}"));
             disturbed(world);
@@ -273,7 +273,8 @@ fn drill(world: &mut World) {
             // Its socket holds what it missed: there was an Active all along.
             assert_eq!(world.actives(), [active], "{sleeper} took over when it woke");
         }
-        7 if !others.is_empty() => {
+        7 if !others.is_empty() => drill_return(world, active, &others),
+        8 if !others.is_empty() => {
             world.note(format!("drill: fault of {active}"));
             disturbed(world);
             fault(world, active);
@@ -312,6 +313,29 @@ fn drill_rival_takeovers(world: &mut World, fit: &[usize], owner: bool) {
     if between > claim + world.round_trip() {
         assert_eq!(active, second, "the later takeover counts");
     }
+}
+
+/// A Backup restarts: it preempts only if it may and outranks the Active.
+fn drill_return(world: &mut World, active: usize, others: &[usize]) {
+    let at = world.random.pick(others);
+    world.note(format!("drill: restart of {at}"));
+    disturbed(world);
+    world.crash(at);
+    settle(world);
+    let router = world.nodes[active].router.as_ref().expect("an Active runs");
+    let advertised = router.advertised_priority();
+    let config = &world.nodes[at].config;
+    // With a shorter interval of its own it may not wait for the Active's first advert.
+    let patient = config.advert_interval >= world.nodes[active].config.advert_interval;
+    let preempts = config.priority > advertised
+        && (config.preempt == Preempt::Enabled || config.priority == Priority::OWNER);
+    let wanted = if preempts { at } else { active };
+    disturbed(world);
+    world.start(at);
+    // An owner is Active as soon as it starts, and then the address decides between owners.
+    let owner = world.nodes[at].config.priority == Priority::OWNER;
+    settle(world);
+    assert!(owner || !patient || world.actives() == [wanted], "{at} came back");
 }
 
 fn drill_pause(world: &mut World, at: usize) {
