@@ -71,7 +71,7 @@ impl AdverInterval {
     /// `None` unless a whole number of centiseconds from 10 ms to 40.95 s.
     pub fn from_duration(value: Duration) -> Option<Self> {
         let micros = value.as_micros();
-        if micros % 10_000 != 0 {
+        if !micros.is_multiple_of(10_000) {
             return None;
         }
         u16::try_from(micros / 10_000).ok().and_then(Self::from_centiseconds)
