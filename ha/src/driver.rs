@@ -241,18 +241,11 @@ pub fn start(config: HaConfig) -> Result<Handle, StartError> {
 
 /// Raw sockets need CAP_NET_RAW, addresses CAP_NET_ADMIN; to find that out at a takeover is late.
 fn check_capabilities() -> Result<(), StartError> {
-    const NEEDED: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW")];
-    let Ok(status) = fs::read_to_string("/proc/thread-self/status") else {
-        return Ok(()); // Without /proc it shows later.
-    };
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(u64::MAX);
-    match NEEDED.iter().find(|(bit, _)| effective & (1 << bit) == 0) {
+    // Without /proc it shows later.
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    match missing_capability(&status) {
         None => Ok(()),
-        Some((_, name)) => Err(StartError::Io {
+        Some(name) => Err(StartError::Io {
             doing: format!(
                 "take part in the election, which needs {name}: run as root, or give the \
                  service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW"
@@ -260,6 +253,13 @@ fn check_capabilities() -> Result<(), StartError> {
             source: io::ErrorKind::PermissionDenied.into(),
         }),
     }
+}
+
+fn missing_capability(status: &str) -> Option<&'static str> {
+    const NEEDED: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW")];
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let effective = u64::from_str_radix(mask.trim(), 16).ok()?;
+    NEEDED.iter().find(|(bit, _)| effective & (1 << bit) == 0).map(|(_, name)| *name)
 }
 
 impl View {
@@ -279,5 +279,21 @@ impl View {
             realtime: Err("not started yet".to_owned()),
             counters: Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_capability_is_found() {
+        let status = |mask: &str| format!("Name:\tbaton\nCapPrm:\t0\nCapEff:\t{mask}\n");
+        assert_eq!(missing_capability(&status("000001ffffffffff")), None);
+        assert_eq!(missing_capability(&status("0000000000003000")), None);
+        assert_eq!(missing_capability(&status("0000000000002000")), Some("CAP_NET_ADMIN"));
+        assert_eq!(missing_capability(&status("0000000000001000")), Some("CAP_NET_RAW"));
+        assert_eq!(missing_capability(&status("0000000000000000")), Some("CAP_NET_ADMIN"));
+        assert_eq!(missing_capability(""), None, "not known");
     }
 }

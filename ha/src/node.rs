@@ -38,6 +38,8 @@ pub enum Input {
     Yield,
     /// Another MAC address claims a VIP (ARP, NA).
     Rival,
+    /// The VIPs have another MAC address now than they were announced with.
+    Moved,
     /// Whether an interface of the VIPs can carry them, with the reason where it can't.
     Link {
         /// Interface name.
@@ -208,7 +210,7 @@ impl Node {
             Input::Advert(advert) => self.route(now, router::Input::Advert(advert)),
             Input::Takeover => self.route(now, router::Input::Takeover),
             Input::Yield => self.route(now, router::Input::Yield),
-            Input::Rival => self.rival(now),
+            Input::Rival | Input::Moved => self.rival(now),
             Input::Link { interface, usable } => {
                 if let Some(known) = self.links.get_mut(&interface) {
                     *known = usable;
@@ -319,6 +321,7 @@ impl Node {
         self.route(now, input);
     }
 
+    /// Neighbors may have a wrong idea of where the VIPs are.
     fn rival(&mut self, now: Instant) {
         let Holding::Held(held) = &mut self.holding else {
             // Not ours, or about to be announced anyway.

@@ -2,11 +2,15 @@
 //! stopped, and the election must not wait for that.
 
 use std::io;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, channel, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 /// Lines that may wait. When it is full lines are dropped, and how many is logged after.
 const LINES: usize = 1024;
+
+/// How long the end waits for the last lines.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 type Line = Box<dyn FnOnce() + Send>;
 
@@ -41,10 +45,25 @@ impl Journal {
     }
 }
 
+impl Drop for Journal {
+    /// Gives what was said last a moment to be written: the process may be about to end.
+    fn drop(&mut self) {
+        let (written, wait) = channel();
+        if self
+            .lines
+            .try_send(Box::new(move || {
+                // Nobody waits any longer: it took too long.
+                let _ = written.send(());
+            }))
+            .is_ok()
+        {
+            let _ = wait.recv_timeout(LAST_WORDS);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
-
     use super::*;
 
     #[test]

@@ -28,6 +28,14 @@ pub(super) struct Ports {
     pub(super) macs: Vec<Mac>,
 }
 
+/// What came of following the interfaces.
+pub(super) struct Follow {
+    /// What could not be opened; it is tried again next time.
+    pub(super) trouble: Vec<String>,
+    /// Whether a VIP has another MAC now.
+    pub(super) mac_changed: bool,
+}
+
 /// A path with its socket.
 pub(super) struct PathPort {
     pub(super) path: Path,
@@ -70,8 +78,8 @@ impl Ports {
         }
     }
 
-    /// Follows the interfaces. What could not be opened is returned, and tried again next time.
-    pub(super) fn follow(&mut self, interfaces: &Interfaces) -> Vec<String> {
+    /// Follows the interfaces.
+    pub(super) fn follow(&mut self, interfaces: &Interfaces) -> Follow {
         let is_vip = |address: &IpAddr| self.vips.iter().any(|vip| vip.address == *address);
         self.own = interfaces
             .0
@@ -85,10 +93,13 @@ impl Ports {
             port.follow(interfaces, &self.vips);
             trouble.extend(port.primary.as_ref().err().filter(|_| port.socket.is_none()).cloned());
         }
+        let mut mac_changed = false;
         for ear in &mut self.ears {
+            let mac = ear.mac;
             trouble.extend(ear.follow(interfaces).err());
+            mac_changed |= mac != ear.mac;
         }
-        trouble
+        Follow { trouble, mac_changed }
     }
 
     /// Whether there is a path that could carry adverts; see [`PathPort::fit`].

@@ -5,16 +5,16 @@ use nix::errno::Errno;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 
 /// Priority of the driver's thread under SCHED_FIFO, 1–99.
-pub(super) const DRIVER: i32 = 50;
+const DRIVER: i32 = 50;
 /// Of its netlink thread: the driver goes first.
-pub(super) const NETLINK: i32 = 49;
+const NETLINK: i32 = 49;
 
-/// Puts this thread under SCHED_FIFO and locks what the process has in memory now. What it
-/// allocates later is not locked: under a limit (`RLIMIT_MEMLOCK`) allocations would fail then.
-pub(super) fn acquire(priority: i32) -> Result<(), String> {
-    schedule(priority).map_err(|error| {
+/// Puts the driver's thread under SCHED_FIFO and locks what the process has in memory now. What
+/// it allocates later is not locked: under a limit (`RLIMIT_MEMLOCK`) allocations would fail then.
+pub(super) fn acquire() -> Result<(), String> {
+    schedule(DRIVER).map_err(|error| {
         format!(
-            "SCHED_FIFO refused ({}): run as root, or give CAP_SYS_NICE or LimitRTPRIO={priority}",
+            "SCHED_FIFO refused ({}): run as root, or give CAP_SYS_NICE or LimitRTPRIO={DRIVER}",
             error.desc()
         )
     })?;
@@ -25,6 +25,12 @@ pub(super) fn acquire(priority: i32) -> Result<(), String> {
             error.desc()
         )
     })
+}
+
+/// The same for the netlink thread, once the driver has it.
+pub(super) fn follow() {
+    // Refused: claims take a little longer on a busy machine, and the driver has said why.
+    let _ = schedule(NETLINK);
 }
 
 /// Threads and processes that this thread starts are ordinary again.

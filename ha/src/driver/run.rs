@@ -6,7 +6,7 @@ use std::io;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use super::commands::Pending;
@@ -57,6 +57,8 @@ pub(super) struct Driver {
     journal: Journal,
     neighbors: Neighbors,
     pending: Option<Pending>,
+    /// Who waits for the end of the loop.
+    goodbye: Option<oneshot::Sender<()>>,
     /// Requests to the kernel that are not answered yet.
     asked: VecDeque<(Ticket, Purpose)>,
     restored: Vec<u64>,
@@ -92,12 +94,12 @@ impl Driver {
     ) -> Result<Self, (String, io::Error)> {
         let doing = |what: &'static str| move |error| (what.to_owned(), error);
         let realtime = if config.realtime {
-            realtime::acquire(realtime::DRIVER)
+            realtime::acquire()
         } else {
             Err("switched off in the configuration".to_owned())
         };
         let on_netlink_thread = match (config.realtime, &realtime) {
-            (true, Ok(())) => || drop(realtime::acquire(realtime::NETLINK)),
+            (true, Ok(())) => realtime::follow,
             (true, Err(_)) | (false, _) => || (),
         };
         let interfaces = config.paths.iter().map(|path| path.interface.clone());
@@ -127,6 +129,7 @@ impl Driver {
             journal: Journal::start().map_err(doing("start the log thread"))?,
             neighbors: Neighbors::new(config.peers.clone()),
             pending: None,
+            goodbye: None,
             asked: VecDeque::new(),
             restored: vec![0; config.vips.len()],
             since: (now, SystemTime::now()),
@@ -152,8 +155,14 @@ impl Driver {
             }
             let wake = self.wake().await;
             if let Flow::End = self.turn(wake).await {
-                return;
+                break;
             }
+        }
+        let goodbye = self.goodbye.take();
+        // The sockets are closed and the last lines written when the caller goes on.
+        drop(self);
+        if let Some(goodbye) = goodbye {
+            let _ = goodbye.send(());
         }
     }
 
@@ -310,9 +319,12 @@ impl Driver {
         let now = Instant::now();
         let snapshot = self.netlink.snapshots.borrow_and_update().clone();
         let interfaces = &snapshot.interfaces;
-        let trouble = self.ports.follow(interfaces);
-        self.retry_at = (!trouble.is_empty()).then(|| now + RETRY);
-        for what in trouble {
+        let follow = self.ports.follow(interfaces);
+        self.retry_at = (!follow.trouble.is_empty()).then(|| now + RETRY);
+        if follow.mac_changed {
+            self.node.handle_input(now, Input::Moved);
+        }
+        for what in follow.trouble {
             self.trouble(Counter::SocketTrouble, what);
         }
         for vip in &self.config.vips {

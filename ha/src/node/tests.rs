@@ -198,6 +198,13 @@ fn a_rival_is_answered_at_once_and_then_at_a_bounded_rate() {
 }
 
 #[test]
+fn another_mac_is_announced() {
+    let mut bench = Bench::active();
+    bench.run_to(5000);
+    assert_eq!(bench.input(Input::Moved), [Output::Announce]);
+}
+
+#[test]
 fn a_rivals_advert_is_answered_with_an_announcement() {
     let mut bench = Bench::active();
     bench.run_to(5050);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::{info, trace, warn};
 
-use super::{BATCH, Driver, VIEW_HEARD, VIEW_SENT};
+use super::{BATCH, Driver, RETRY, VIEW_HEARD, VIEW_SENT};
 use crate::announce::{parse_arp, parse_na};
 use crate::config::Family;
 use crate::driver::counters::Counter;
@@ -25,7 +25,8 @@ impl Driver {
                     Ok(Some(datagram)) => self.packet(place, datagram, &buffer).await,
                     Ok(None) => break,
                     Err(error) => {
-                        self.trouble(Counter::SocketTrouble, format!("receive adverts: {error}"));
+                        self.ports.paths[place].socket = None;
+                        self.reopen_later(format!("receive adverts: {error}"));
                         break;
                     }
                 }
@@ -138,12 +139,20 @@ impl Driver {
                     Ok(Some(length)) => self.frame(place, &buffer[..length]).await,
                     Ok(None) => break,
                     Err(error) => {
-                        self.trouble(Counter::SocketTrouble, format!("receive frames: {error}"));
+                        self.ports.ears[place].socket = None;
+                        self.reopen_later(format!("receive frames: {error}"));
                         break;
                     }
                 }
             }
         }
+    }
+
+    /// A socket with an error was closed: one that keeps it would keep the loop spinning.
+    fn reopen_later(&mut self, why: String) {
+        let retry_at = Instant::now() + RETRY;
+        self.retry_at = Some(self.retry_at.map_or(retry_at, |at| at.min(retry_at)));
+        self.trouble(Counter::SocketTrouble, why);
     }
 
     async fn frame(&mut self, place: usize, frame: &[u8]) {

@@ -48,7 +48,7 @@ impl Driver {
             Command::Shutdown(answer) => {
                 self.feed(Input::Shutdown).await;
                 self.publish();
-                let _ = answer.send(());
+                self.goodbye = Some(answer);
                 Flow::End
             }
         }
