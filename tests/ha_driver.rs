@@ -172,6 +172,49 @@ fn a_vip_that_something_else_removes_is_put_back() {
 }
 
 #[test]
+fn the_vips_are_no_sources_and_their_networks_stay_when_they_go() {
+    let _alone = alone();
+    let lab = Lab::new(2);
+    let node = lab.start(0, &Spec::new(200, 10));
+    lab.wait_for_holder(0, &[VIP4, VIP6], seconds(5));
+    let source = |to: &str| {
+        let shown = lab.nodes[0].ip(&format!("-o route get {to}")).unwrap();
+        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+        text.split_once(" src ").unwrap().1.split_whitespace().next().unwrap().to_owned()
+    };
+    // Near by address, so that the longest match would be the VIP.
+    assert_eq!(
+        (source("10.77.0.101"), source("fd77::101")),
+        ("10.77.0.2".into(), "fd77::2".into())
+    );
+    let routes = || {
+        ["route show 10.77.0.0/24 dev front", "-6 route show fd77::/64 dev front"].map(|show| {
+            lab.nodes[0].ip(show).unwrap().stdout.iter().filter(|b| **b == b'\n').count()
+        })
+    };
+    assert_eq!(routes(), [1, 1]);
+    node.shutdown();
+    assert!(!lab.has(0, VIP4) && !lab.has(0, VIP6));
+    assert_eq!(routes(), [1, 1]);
+}
+
+#[test]
+fn a_node_that_cannot_hold_every_vip_leaves_them_to_another() {
+    let _alone = alone();
+    let lab = Lab::new(2);
+    run_sysctl(&lab, 0, "net.ipv6.conf.front.disable_ipv6=1");
+    let broken = lab.start(0, &Spec::new(200, 10));
+    until(seconds(3), "gave up", || broken.view().reason == Reason::Fault);
+    assert!(broken.counter("configure-failed") >= 3);
+    assert_eq!(lab.holders(VIP4), [0; 0], "all together or none");
+    let other = lab.start(1, &Spec::new(100, 10));
+    other.wait_for(State::Active, seconds(3));
+    lab.wait_for_holder(1, &[VIP4, VIP6], seconds(1));
+    let refused = broken.block(async |handle| handle.takeover().await).unwrap_err();
+    assert!(refused.to_string().contains(VIP6), "{refused}");
+}
+
+#[test]
 fn vips_that_a_node_does_not_own_are_removed_at_its_start_and_later() {
     let _alone = alone();
     let lab = Lab::new(2);
