@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use baton_ha::vrrp::router::{
-    Advert, CLAIM_ADVERTS, Input, Output, RouterConfig, State, Transition, VirtualRouter,
+    Advert, CLAIM_ADVERTS, Input, Output, RouterConfig, Transition, VirtualRouter,
 };
 use baton_ha::vrrp::{AdverInterval, Preempt, Priority};
 
@@ -33,11 +33,12 @@ enum Situation {
     Active,
     ActiveOwner,
     Claiming,
+    Claimed,
     Held,
     HeldUndisputed,
 }
 
-const SITUATIONS: [(Situation, &str); 15] = [
+const SITUATIONS: [(Situation, &str); 16] = [
     (Situation::Stopped, "initialize, not started"),
     (Situation::StoppedFaulty, "initialize, not started, with a fault"),
     (Situation::Faulty, "initialize, started, with a fault"),
@@ -57,6 +58,7 @@ const SITUATIONS: [(Situation, &str); 15] = [
     (Situation::Active, "active by election"),
     (Situation::ActiveOwner, "active with priority 255"),
     (Situation::Claiming, "active by takeover, claiming"),
+    (Situation::Claimed, "active by takeover, its last claim sent"),
     (Situation::Held, "active by takeover, holding, just after the claim"),
     (Situation::HeldUndisputed, "active by takeover, holding, long after"),
 ];
@@ -74,6 +76,7 @@ impl Situation {
             | Situation::BackupDeferred
             | Situation::Active
             | Situation::Claiming
+            | Situation::Claimed
             | Situation::Held
             | Situation::HeldUndisputed => (100, Preempt::Enabled),
             Situation::BackupNoPreempt => (100, Preempt::Disabled),
@@ -112,10 +115,14 @@ impl Situation {
             }
             Situation::Active => bench.start_and_claim(),
             Situation::ActiveOwner => bench.input(Input::Startup),
-            Situation::Claiming | Situation::Held | Situation::HeldUndisputed => {
+            Situation::Claiming
+            | Situation::Claimed
+            | Situation::Held
+            | Situation::HeldUndisputed => {
                 bench.input(Input::Startup);
                 bench.input(Input::Takeover);
                 let timers = match self {
+                    Situation::Claimed => CLAIM_ADVERTS - 1,
                     Situation::Held => CLAIM_ADVERTS,
                     Situation::HeldUndisputed => CLAIM_ADVERTS + 5,
                     _ => 0,
@@ -123,7 +130,7 @@ impl Situation {
                 for _ in 0..timers {
                     bench.timer();
                 }
-                if timers == 0 {
+                if timers < CLAIM_ADVERTS {
                     lag = Duration::from_millis(2);
                 }
             }
