@@ -6,7 +6,9 @@
 //! on to the members of the pools.
 //!
 //! One probe is in flight at most. Starts are counted from start to start, so that slow answers
-//! don't stretch the interval; starts that were missed are skipped, not made up for.
+//! don't stretch the interval; starts that were missed are skipped, not made up for. The first
+//! starts of many backends are close together, so the second one of each comes up to half an
+//! interval early: from then on they are spread.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,9 +16,9 @@ use std::time::{Duration, Instant};
 use crate::pool::Health;
 use crate::service::Check;
 
-/// The first probe starts within this (or the interval, where shorter): clients wait for it, and
-/// this many backends' probes spread over it are no burst.
-const FIRST_WITHIN: Duration = Duration::from_secs(1);
+/// The first probe starts within this (or the interval, where shorter), since clients wait for its
+/// result: until all are known, source hashing has not all servers to choose from.
+const FIRST_WITHIN: Duration = Duration::from_millis(100);
 
 /// When a backend is probed and how results count; correct by construction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub enum Output {
 pub struct Machine {
     timing: Timing,
     phase: Phase,
+    /// How much sooner than an interval the next start is.
+    early: Duration,
     verdict: Verdict,
     reason: String,
     probes: u64,
@@ -100,13 +104,16 @@ enum Verdict {
 }
 
 impl Machine {
-    /// A backend not probed yet. Its first probe starts at a time derived from `seed`, within a
-    /// second or the interval, whichever is shorter.
+    /// A backend not probed yet. Its first probe starts at a time derived from `seed`, within
+    /// 100 ms or the interval, whichever is shorter; its second half an interval to an interval
+    /// later.
     pub fn new(now: Instant, timing: Timing, seed: u64) -> Self {
         let start = now + spread(seed, FIRST_WITHIN.min(timing.interval));
+        let early = spread(!seed, timing.interval / 2);
         Self {
             timing,
             phase: Phase::Waiting { start },
+            early,
             verdict: Verdict::Unknown,
             reason: String::new(),
             probes: 0,
@@ -133,26 +140,29 @@ impl Machine {
     }
 
     /// Time has passed; a call before [`Machine::poll_timeout`] does nothing.
+    ///
+    /// One call ends a probe or starts one, never both: where the next start is due when a probe
+    /// runs out of time, it comes with the next call, so that whoever runs probes can have others
+    /// take their turn in between.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if let Phase::Probing { probe, started, deadline, reached } = self.phase
-            && now >= deadline
-        {
-            self.outputs.push_back(Output::CancelProbe(probe));
-            self.wait(now, started);
-            // Called so late, this node was asleep (paused, suspended), and a probe that nobody
-            // attended to says nothing about the backend.
-            if now < deadline + self.timing.timeout.max(Duration::from_millis(100)) {
-                self.judge(Err(out_of_time(self.timing.timeout, reached)));
+        match self.phase {
+            Phase::Waiting { start } if now >= start => {
+                let probe = ProbeId(self.probes);
+                self.probes += 1;
+                let deadline = now + self.timing.timeout;
+                self.phase = Phase::Probing { probe, started: now, deadline, reached: "" };
+                self.outputs.push_back(Output::StartProbe(probe));
             }
-        }
-        if let Phase::Waiting { start } = self.phase
-            && now >= start
-        {
-            let probe = ProbeId(self.probes);
-            self.probes += 1;
-            let deadline = now + self.timing.timeout;
-            self.phase = Phase::Probing { probe, started: now, deadline, reached: "" };
-            self.outputs.push_back(Output::StartProbe(probe));
+            Phase::Probing { probe, started, deadline, reached } if now >= deadline => {
+                self.outputs.push_back(Output::CancelProbe(probe));
+                self.wait(now, started);
+                // Called so late, this node was asleep (paused, suspended), and a probe that
+                // nobody attended to says nothing about the backend.
+                if now < deadline + self.timing.timeout.max(Duration::from_millis(100)) {
+                    self.judge(Err(out_of_time(self.timing.timeout, reached)));
+                }
+            }
+            Phase::Waiting { .. } | Phase::Probing { .. } => {}
         }
     }
 
@@ -182,7 +192,8 @@ impl Machine {
     /// The next start is an interval after the last one; one that has gone by is made up for at
     /// once, those before it are skipped.
     fn wait(&mut self, now: Instant, started: Instant) {
-        self.phase = Phase::Waiting { start: (started + self.timing.interval).max(now) };
+        let start = started + self.timing.interval - std::mem::take(&mut self.early);
+        self.phase = Phase::Waiting { start: start.max(now) };
     }
 
     /// Counts a result; the first one decides at once.
@@ -263,8 +274,15 @@ mod tests {
 
     impl Bench {
         fn new(rise: u32, fall: u32) -> Self {
+            Self::with(timing(rise, fall))
+        }
+
+        /// Without the second start's being early, which has a test of its own.
+        fn with(timing: Timing) -> Self {
             let now = Instant::now();
-            Self { now, machine: Machine::new(now, timing(rise, fall), 7) }
+            let mut machine = Machine::new(now, timing, 7);
+            machine.early = Duration::ZERO;
+            Self { now, machine }
         }
 
         /// Sleeps until the machine is due and wakes it.
@@ -401,12 +419,13 @@ mod tests {
             ),
             // Woken far too late: the probe says nothing about the backend.
             (probing, TIMEOUT * 2, None, waiting, cancel()),
-            (probing, late, None, next(t + late), [cancel(), start()].concat()),
+            (probing, late, None, Phase::Waiting { start: t + late }, cancel()),
         ];
         for (before, time, input, after, outputs) in table {
             let row = format!("{before:?} + {time:?} × {input:?}");
             let mut machine = Machine::new(t, timing(1, 1), 0);
             machine.phase = before;
+            machine.early = Duration::ZERO;
             machine.probes = 5;
             let now = t + time;
             match input {
@@ -419,19 +438,38 @@ mod tests {
         }
     }
 
+    /// How many of these times are in each tenth of the range.
+    fn tenths(times: &[Duration], from: Duration, length: Duration) -> Vec<usize> {
+        let tenth = |time: &Duration| (*time - from).as_nanos() * 10 / length.as_nanos();
+        let places: Vec<_> = times.iter().map(tenth).collect();
+        assert!(places.iter().all(|place| *place < 10));
+        (0..10).map(|tenth| places.iter().filter(|place| **place == tenth).count()).collect()
+    }
+
     #[test]
-    fn the_first_start_depends_on_the_seed_alone_and_is_spread_over_a_second() {
+    fn the_first_starts_depend_on_the_seed_alone_and_are_spread() {
         let now = Instant::now();
-        let start =
-            |seed| Machine::new(now, timing(1, 1), seed).poll_timeout().expect("always due") - now;
-        let starts: Vec<_> = (0..1000).map(start).collect();
-        assert_eq!(starts, (0..1000).map(start).collect::<Vec<_>>());
-        assert!(starts.iter().all(|at| *at < FIRST_WITHIN));
-        for tenth in 0..10 {
-            let part = Duration::from_millis(tenth * 100)..Duration::from_millis(tenth * 100 + 100);
-            let here = starts.iter().filter(|at| part.contains(at)).count();
-            assert!((60..140).contains(&here), "{here} of 1000 in {part:?}");
-        }
+        let starts = |seed| {
+            let mut machine = Machine::new(now, timing(1, 1), seed);
+            let first = machine.poll_timeout().expect("always due");
+            machine.handle_timeout(first);
+            machine.handle_input(first + MS, Input::Finished(ProbeId(0), Ok(())));
+            let second = machine.poll_timeout().expect("always due");
+            machine.handle_timeout(second);
+            machine.handle_input(second + MS, Input::Finished(ProbeId(1), Ok(())));
+            let third = machine.poll_timeout().expect("always due");
+            assert_eq!(third - second, INTERVAL);
+            (first - now, second - first)
+        };
+        let all: Vec<_> = (0..1000).map(starts).collect();
+        assert_eq!(all, (0..1000).map(starts).collect::<Vec<_>>());
+        let (first, second): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+        let even = 60..140;
+        let first = tenths(&first, Duration::ZERO, FIRST_WITHIN);
+        assert!(first.iter().all(|count| even.contains(count)), "{first:?}");
+        let second = tenths(&second, INTERVAL / 2 + Duration::from_nanos(1), INTERVAL / 2);
+        assert!(second.iter().all(|count| even.contains(count)), "{second:?}");
+
         let short = Timing { interval: MS * 10, timeout: MS, rise: 1, fall: 1 };
         let at = Machine::new(now, short, 1).poll_timeout().expect("always due") - now;
         assert!(at < MS * 10);
@@ -458,19 +496,20 @@ mod tests {
 
     #[test]
     fn a_timeout_as_long_as_the_interval_ends_one_probe_and_starts_the_next() {
-        let now = Instant::now();
-        let timing = Timing { interval: TIMEOUT, timeout: TIMEOUT, rise: 1, fall: 1 };
-        let mut bench = Bench { now, machine: Machine::new(now, timing, 3) };
+        let mut bench =
+            Bench::with(Timing { interval: TIMEOUT, timeout: TIMEOUT, rise: 1, fall: 1 });
         bench.due();
         assert_eq!(
             bench.due(),
             [
                 vec![Output::CancelProbe(ProbeId(0))],
                 changed(Health::Unknown, Health::Down, "no answer within 2s"),
-                vec![Output::StartProbe(ProbeId(1))],
             ]
             .concat()
         );
+        let then = bench.now;
+        assert_eq!(bench.due(), [Output::StartProbe(ProbeId(1))]);
+        assert_eq!(bench.now, then);
     }
 
     /// Whatever the results are, the verdict changes only after a full run of contrary ones, and

@@ -80,7 +80,7 @@ struct Flight {
     started: Instant,
     progress: Arc<Progress>,
     probe: Pin<Box<dyn Future<Output = Result<(), String>> + Send>>,
-    place: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Checks for ever.
@@ -93,8 +93,8 @@ pub(super) async fn check(
     let job = Arc::new(job);
     let mut machine = Machine::new(now(), Timing::new(&job.check), seed);
     let mut flight: Option<Flight> = None;
-    let mut place: Option<OwnedSemaphorePermit> = None;
     loop {
+        let mut place = None;
         let due = machine.poll_timeout().expect("a backend is always checked again");
         tokio::select! {
             // The result first: one that is there when the time is up counts.
@@ -120,21 +120,19 @@ pub(super) async fn check(
         while let Some(output) = machine.poll_output() {
             match output {
                 Output::StartProbe(id) => {
-                    let place = place.take().expect("taken above, or the cancelled probe's");
+                    let place = place.take().expect("taken above, where nothing was in flight");
                     flight = Some(take_off(&job, id, place));
                 }
                 Output::CancelProbe(_) => {
-                    // Dropping the probe ends it; its place is the next one's if that starts now.
+                    // Dropping it ends the probe and gives its place to whoever waits for one.
                     if let Some(cancelled) = flight.take() {
                         subscribers.note_probe(now() - cancelled.started);
-                        place = Some(cancelled.place);
                     }
                 }
                 Output::HealthChanged { from: _, to, reason } => subscribers.say(to, reason),
                 Output::ReasonChanged(reason) => subscribers.say(machine.health(), reason),
             }
         }
-        place = None;
     }
 }
 
@@ -147,7 +145,7 @@ fn take_off(job: &Arc<Job>, id: ProbeId, place: OwnedSemaphorePermit) -> Flight 
             result.map_err(|error| error.to_string())
         }
     };
-    Flight { id, started: now(), progress, probe: Box::pin(probe), place }
+    Flight { id, started: now(), progress, probe: Box::pin(probe), _place: place }
 }
 
 /// Never, without a probe.
@@ -223,7 +221,7 @@ mod tests {
             verdicts.push(good.health());
         }
         assert_eq!(hangs.health(), Health::Down);
-        assert_eq!(good.health(), Health::Up);
+        assert_eq!(good.health(), Health::Up, "nobody keeps a place for the next probe");
         assert!(!verdicts.contains(&Health::Down), "{}", good.report().reason);
         one.abort();
         two.abort();
