@@ -395,6 +395,25 @@ fn interval(text: &str) -> Result<Duration, String> {
 mod tests {
     use super::*;
 
+    #[derive(Debug, clap::Parser)]
+    struct Lab {
+        #[command(subcommand)]
+        command: LabCommand,
+    }
+
+    #[test]
+    fn all_labs_are_meant_only_where_none_is_named() {
+        let parse = |args: &[&str]| <Lab as clap::Parser>::try_parse_from(args);
+        let all = parse(&["lab", "down", "--all"]).unwrap();
+        assert!(matches!(all.command, LabCommand::Down { all: true, .. }));
+        let one = parse(&["lab", "down"]).unwrap();
+        assert!(
+            matches!(one.command, LabCommand::Down { all: false, name } if name.name == "baton")
+        );
+        parse(&["lab", "down", "--all", "--name", "x"]).unwrap_err();
+        parse(&["lab", "exec", "client"]).unwrap_err();
+    }
+
     #[test]
     fn intervals_are_those_that_adverts_can_carry() {
         assert_eq!(interval("10ms"), Ok(Duration::from_millis(10)));

@@ -70,8 +70,10 @@ fn figures(text: &mut String, report: &Report, style: &Style) {
     }
     for (name, spread, unit, why) in rows {
         let median = show(spread.map(|spread| spread.median));
-        let worst =
-            if several { show(spread.map(|spread: Spread| spread.worst)) } else { String::new() };
+        let worst = match several {
+            true => format!("{:>12}", show(spread.map(|spread: Spread| spread.worst))),
+            false => String::new(),
+        };
         line(
             text,
             format_args!(
@@ -96,5 +98,33 @@ fn steps(text: &mut String, run: &Run, runs: usize, style: &Style) {
     let width = run.steps.iter().map(|step| step.node.len()).max().unwrap_or_default();
     for step in &run.steps {
         line(text, format_args!("  {:>10.1}  {:<width$}  {}", step.t_ms, step.node, step.what));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::drill::fault::Fault;
+    use crate::lab::drill::report::{OutageMs, Step};
+    use std::time::Duration;
+
+    #[test]
+    fn figures_stand_under_each_other_and_colours_only_where_wanted() {
+        let run = |udp| Run {
+            outage_ms: OutageMs { udp: Some(udp), ..Default::default() },
+            steps: vec![Step { t_ms: 0.0, node: "relay1".into(), what: "killed".into() }],
+            ..Default::default()
+        };
+        let report = |runs| Report::new(Fault::Kill, "proxy", Duration::from_millis(100), runs);
+        let one = render(&report(vec![run(331.2)]), "Baton", &[], false);
+        assert!(one.contains("  outage, UDP            331.2 ms  no answer"), "{one}");
+        assert!(one.contains("  outage, new TCP            - ms  "), "{one}");
+        assert!(one.contains("         0.0  relay1  killed"), "{one}");
+        let two = render(&report(vec![run(331.0), run(12.5)]), "Baton", &["x".into()], false);
+        assert!(two.contains("                        median       worst\n"), "{two}");
+        assert!(two.contains("  outage, UDP            171.8         331 ms  no answer"), "{two}");
+        assert!(two.contains("FAILED x"), "{two}");
+        assert!(!two.contains('\x1b'), "{two}");
+        assert!(render(&report(vec![run(1.0)]), "Baton", &[], true).contains('\x1b'));
     }
 }
