@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::config::{AnnounceConfig, HaConfig};
+use crate::config::{AnnounceConfig, Family, HaConfig};
 use crate::vrrp::Priority;
 use crate::vrrp::router::{self, Advert, Reason, RouterConfig, State, Transition, VirtualRouter};
 
@@ -141,6 +141,11 @@ impl Node {
                 priority: config.priority,
                 advert_interval: config.advert_interval,
                 preempt: config.preempt,
+                decides_ties: if config.paths.iter().any(|path| path.family == Family::V4) {
+                    Family::V4
+                } else {
+                    Family::V6
+                },
             }),
             announce: config.announce.clone(),
             refresh_every: config.valid_lft / 3,

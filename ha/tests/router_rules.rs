@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use baton_ha::config::Family;
 use baton_ha::vrrp::router::{
     ANSWER_SPACING, Advert, CLAIM_ADVERTS, Input, Output, Reason, RouterConfig, State,
     VirtualRouter,
@@ -76,6 +77,7 @@ fn router(priority: u8, preempt: Preempt) -> VirtualRouter {
         priority: Priority::new(priority),
         advert_interval: AdverInterval::from_duration(INTERVAL).unwrap(),
         preempt,
+        decides_ties: Family::V4,
     })
 }
 
@@ -103,6 +105,7 @@ fn skew_is_not_rounded_to_centiseconds() {
         priority: Priority::new(200),
         advert_interval: AdverInterval::from_centiseconds(1).unwrap(),
         preempt: Preempt::Enabled,
+        decides_ties: Family::V4,
     });
     let start = Instant::now();
     let mut now = start;
@@ -249,6 +252,63 @@ fn an_answer_that_is_put_off_is_still_given() {
     assert_eq!(active.poll_timeout(), Some(start + ANSWER_SPACING));
     active.handle_timeout(start + ANSWER_SPACING);
     assert_eq!(outputs(&mut active), [Output::SendAdvert(Priority::OWNER)]);
+}
+
+/// Two nodes may have one order of addresses by IPv4 and the other by IPv6.
+#[test]
+fn ties_are_decided_by_ipv4_and_by_ipv6_only_after_an_interval() {
+    let by_ipv6 = Advert {
+        source: "fe80::9".parse().unwrap(),
+        local: "fe80::1".parse().unwrap(),
+        ..advert(100, 0)
+    };
+    let by_ipv4 = advert(100, 0);
+    let active = || {
+        let mut router = router(100, Preempt::Enabled);
+        let mut now = Instant::now();
+        router.handle_input(now, Input::Startup);
+        for _ in 0..4 {
+            now = router.poll_timeout().unwrap();
+            router.handle_timeout(now);
+        }
+        now += INTERVAL / 2;
+        outputs(&mut router);
+        (router, now)
+    };
+
+    // Lost by IPv6, won by IPv4, again and again: this node stays, and the other gives way.
+    let (mut router, now) = active();
+    router.handle_input(now, Input::Advert(by_ipv6));
+    assert_eq!(outputs(&mut router), [Output::Announce], "in doubt nothing is said");
+    router.handle_input(now, Input::Advert(by_ipv4));
+    assert_eq!(router.state(), State::Active);
+
+    // Lost by IPv6, and nothing comes by IPv4: that path is broken.
+    let (mut router, mut now) = active();
+    router.handle_input(now, Input::Advert(by_ipv6));
+    for _ in 0..2 {
+        now += INTERVAL / 2;
+        router.handle_timeout(now);
+    }
+    assert_eq!(router.state(), State::Active);
+    router.handle_input(now, Input::Advert(by_ipv6));
+    assert_eq!((router.state(), router.reason()), (State::Backup, Reason::Outranked));
+
+    // A higher priority is no tie, by whatever path it comes.
+    let (mut router, now) = active();
+    let higher = Advert { priority: Priority::new(101), ..by_ipv6 };
+    router.handle_input(now, Input::Advert(higher));
+    assert_eq!(router.state(), State::Backup);
+
+    // A doubt of long ago is no doubt of today.
+    let (mut router, mut now) = active();
+    router.handle_input(now, Input::Advert(by_ipv6));
+    for _ in 0..10 {
+        now += INTERVAL / 2;
+        router.handle_timeout(now);
+    }
+    router.handle_input(now, Input::Advert(by_ipv6));
+    assert_eq!(router.state(), State::Active);
 }
 
 #[test]

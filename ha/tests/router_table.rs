@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use baton_ha::config::Family;
 use baton_ha::vrrp::router::{
     Advert, CLAIM_ADVERTS, Input, Output, RouterConfig, Transition, VirtualRouter,
 };
@@ -154,6 +155,7 @@ impl Bench {
             priority: Priority::new(priority),
             advert_interval: AdverInterval::from_duration(INTERVAL).unwrap(),
             preempt,
+            decides_ties: Family::V4,
         };
         Self { router: VirtualRouter::new(config), now: Instant::now(), outputs: Vec::new() }
     }

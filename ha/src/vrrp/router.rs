@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::config::Family;
 use crate::vrrp::{AdverInterval, Preempt, Priority};
 
 /// Adverts of priority 255 that a takeover sends: enough that the loss of one in three still
@@ -36,6 +37,10 @@ pub struct RouterConfig {
     pub advert_interval: AdverInterval,
     /// Preempt_Mode.
     pub preempt: Preempt,
+    /// The family whose adverts decide ties at once; those of the other do after an interval.
+    /// Addresses may have one order on an IPv4 path and another on an IPv6 path, and then two
+    /// nodes of the same priority would both give way. IPv4 wherever a path of it exists.
+    pub decides_ties: Family,
 }
 
 /// What happens to a virtual router.
@@ -204,6 +209,8 @@ struct Active {
     /// When the last advert was sent: Backups wait from here.
     sent_at: Instant,
     standing: Standing,
+    /// Since when a tie is lost in the family that does not decide it.
+    tie_lost_at: Option<Instant>,
 }
 
 /// What an answer does to the Adver_Timer (RFC 9568 §6.4.3).
@@ -428,6 +435,9 @@ impl VirtualRouter {
         } else if let Some(standing) = self.reclaim(now, active, &advert) {
             self.machine = Machine::Active(self.send_advert(now, Active { standing, ..active }));
             self.outputs.push_back(Output::Announce);
+        } else if let Some(since) = self.tie_in_doubt(now, active, &advert) {
+            self.machine = Machine::Active(Active { tie_lost_at: Some(since), ..active });
+            self.outputs.push_back(Output::Announce);
         } else if (advert.priority, advert.source) > (own, advert.local) {
             self.outputs.push_back(Output::Release);
             self.become_backup(now, advert.interval, Reason::Outranked);
@@ -435,6 +445,21 @@ impl VirtualRouter {
         } else {
             self.answer(now, active, AdverTimer::RunsOn);
         }
+    }
+
+    /// Since when a tie is lost in the family that does not decide it, while the other may still
+    /// decide: the rival sends on all its paths at once, so an interval is ample.
+    fn tie_in_doubt(&self, now: Instant, active: Active, advert: &Advert) -> Option<Instant> {
+        let lost = advert.priority == self.priority_of(active.standing)
+            && advert.source > advert.local
+            && Family::of(advert.source) != self.config.decides_ties;
+        if !lost {
+            return None;
+        }
+        let patience = advert.interval.max(self.config.advert_interval).duration();
+        let lately = |at: &Instant| now.saturating_duration_since(*at) < 3 * patience;
+        let since = active.tie_lost_at.filter(lately).unwrap_or(now);
+        (now.saturating_duration_since(since) < patience).then_some(since)
     }
 
     /// The claim anew, where a rival that holds a takeover missed the claim of this node's later
@@ -484,11 +509,12 @@ impl VirtualRouter {
                 (due, self.config.advert_interval.duration())
             }
         };
-        Active { adver_at: now + wait, sent_at: now, standing }
+        Active { adver_at: now + wait, sent_at: now, standing, ..active }
     }
 
     fn become_active(&mut self, now: Instant, standing: Standing, reason: Reason) {
-        let active = self.send_advert(now, Active { adver_at: now, sent_at: now, standing });
+        let active = Active { adver_at: now, sent_at: now, standing, tie_lost_at: None };
+        let active = self.send_advert(now, active);
         self.outputs.push_back(Output::Claim);
         self.enter(Machine::Active(active), reason);
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use baton_ha::config::Family;
 use baton_ha::vrrp::router::{CLAIM_ADVERTS, CLAIM_SPACING, Input, RouterConfig, State};
 use baton_ha::vrrp::{AdverInterval, Preempt, Priority};
 
@@ -70,6 +71,7 @@ fn cluster(random: &mut Random) -> Vec<RouterConfig> {
             })
             .expect("centiseconds in range"),
             preempt: random.pick(preempts),
+            decides_ties: Family::V4,
         })
         .collect()
 }

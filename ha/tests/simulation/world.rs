@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use baton_ha::vrrp::Priority;
@@ -16,7 +16,7 @@ use crate::random::Random;
 /// What a node's socket holds while the node is paused.
 const INBOX: usize = 32;
 
-/// Each node hears the others on this many paths.
+/// Each node hears the others by IPv4 and by IPv6.
 const PATHS: usize = 2;
 
 pub(crate) struct World {
@@ -401,7 +401,11 @@ impl Drop for World {
     }
 }
 
-/// Nodes have the same order of addresses on every path.
+/// Path 0 is IPv4, path 1 IPv6, on which nodes have the opposite order.
 fn address(path: usize, node: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(10, 77 + path as u8, 0, 2 + node as u8))
+    let node = node as u8;
+    match path {
+        0 => IpAddr::from([10, 77, 0, 2 + node]),
+        _ => IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 0x99 - u16::from(node)]),
+    }
 }
