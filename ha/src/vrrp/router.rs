@@ -17,6 +17,10 @@ use std::time::{Duration, Instant};
 use crate::config::Family;
 use crate::vrrp::{AdverInterval, Preempt, Priority};
 
+mod words;
+
+pub use words::{Advert, Input, Output, Reason, RouterConfig, State, Transition};
+
 /// Adverts of priority 255 that a takeover sends: enough that the loss of one in three still
 /// leaves less than 1 in 200 takeovers unheard.
 pub const CLAIM_ADVERTS: u8 = 5;
@@ -27,121 +31,6 @@ pub const CLAIM_SPACING: Duration = Duration::from_millis(10);
 /// The shortest time between an advert and an answer to a rival: it bounds what a flood of adverts
 /// can make a node send.
 pub const ANSWER_SPACING: Duration = Duration::from_millis(1);
-
-/// What a virtual router must know; correct by construction.
-#[derive(Debug, Clone)]
-pub struct RouterConfig {
-    /// Configured priority, 1–255.
-    pub priority: Priority,
-    /// Advertisement_Interval of this node.
-    pub advert_interval: AdverInterval,
-    /// Preempt_Mode.
-    pub preempt: Preempt,
-    /// The family whose adverts decide ties at once; those of the other do after an interval.
-    /// Addresses may have one order on an IPv4 path and another on an IPv6 path, and then two
-    /// nodes of the same priority would both give way. IPv4 wherever a path of it exists.
-    pub decides_ties: Family,
-}
-
-/// What happens to a virtual router.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    /// The daemon is up and every path is open.
-    Startup,
-    /// The daemon stops (SIGTERM).
-    Shutdown,
-    /// A valid advert of another node for this VRID.
-    Advert(Advert),
-    /// The operator wants this node Active now. Nothing happens in Initialize.
-    Takeover,
-    /// The operator wants this node not to be Active. Nothing happens unless it is.
-    Yield,
-    /// This node can't carry its VIPs: an interface of theirs is down.
-    Fault,
-    /// The fault is over.
-    Recovered,
-}
-
-/// What matters of a received advert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Advert {
-    /// Source address of the packet.
-    pub source: IpAddr,
-    /// This node's primary address on the path on which it came; ties are broken by it.
-    pub local: IpAddr,
-    /// The priority it carries.
-    pub priority: Priority,
-    /// The Max Advertise Interval it carries.
-    pub interval: AdverInterval,
-}
-
-/// What the machine wants done, in this order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Send an advert with this priority on every path.
-    SendAdvert(Priority),
-    /// Configure every VIP, then announce it.
-    Claim,
-    /// Remove every VIP. Comes before anything else is sent.
-    Release,
-    /// Announce again: a rival was heard.
-    Announce,
-    /// The state or its reason changed; to be logged and shown.
-    Transition(Transition),
-}
-
-/// State of RFC 9568 §6.3, without its timers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// Not taking part: starting, stopping, or unable to carry the VIPs.
-    Initialize,
-    /// Watching the Active.
-    Backup,
-    /// Owning the VIPs.
-    Active,
-}
-
-/// A change of state, or of the reason for it: then `from` and `to` are the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Transition {
-    /// The state left.
-    pub from: State,
-    /// The state entered.
-    pub to: State,
-    /// Why.
-    pub reason: Reason,
-}
-
-/// Why a state was entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reason {
-    /// The daemon started.
-    Startup,
-    /// The daemon starts as the address owner (priority 255).
-    AddressOwner,
-    /// No advert within Active_Down_Interval.
-    ActiveDown,
-    /// The Active yielded (priority 0).
-    ActiveYielded,
-    /// The Active had a lower priority and Preempt_Mode is on.
-    Preempted,
-    /// Another node advertises a higher priority, or the same and a greater address.
-    Outranked,
-    /// The operator said `takeover` here.
-    Takeover,
-    /// The operator said `yield` here.
-    Yield,
-    /// An interface that carries a VIP is down.
-    Fault,
-    /// The fault is over.
-    Recovered,
-    /// This node slept for longer than its Backups wait: somebody else may own the VIPs.
-    Stalled,
-    /// The daemon stops.
-    Shutdown,
-}
 
 /// One virtual router on this node.
 #[derive(Debug)]
