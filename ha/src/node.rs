@@ -84,21 +84,14 @@ pub struct Node {
     router: VirtualRouter,
     announce: AnnounceConfig,
     refresh_every: Duration,
-    lifecycle: Lifecycle,
     /// Per interface of the VIPs.
     links: BTreeMap<String, Result<(), String>>,
     paths: Result<(), String>,
     configure_fault: Option<(Instant, String)>,
+    /// What the virtual router was told.
     faulted: bool,
     holding: Holding,
     outputs: VecDeque<Output>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lifecycle {
-    New,
-    Running,
-    Stopped,
 }
 
 /// How the VIPs stand.
@@ -149,7 +142,6 @@ impl Node {
             }),
             announce: config.announce.clone(),
             refresh_every: config.valid_lft / 3,
-            lifecycle: Lifecycle::New,
             links: config
                 .vips
                 .iter()
@@ -201,17 +193,10 @@ impl Node {
     pub fn handle_input(&mut self, now: Instant, input: Input) {
         match input {
             Input::Startup => {
-                self.lifecycle = Lifecycle::Running;
-                self.faulted = self.fault().is_some();
-                if self.faulted {
-                    self.route(now, router::Input::Fault);
-                }
+                self.reconsider(now);
                 self.route(now, router::Input::Startup);
             }
-            Input::Shutdown => {
-                self.lifecycle = Lifecycle::Stopped;
-                self.route(now, router::Input::Shutdown);
-            }
+            Input::Shutdown => self.route(now, router::Input::Shutdown),
             Input::Advert(advert) => self.route(now, router::Input::Advert(advert)),
             Input::Takeover => self.route(now, router::Input::Takeover),
             Input::Yield => self.route(now, router::Input::Yield),
@@ -315,10 +300,11 @@ impl Node {
         }
     }
 
-    /// Tells the virtual router when a fault begins or ends.
+    /// Tells the virtual router when a fault begins or ends; before the start and after the end
+    /// too, it takes no notice then but remembers.
     fn reconsider(&mut self, now: Instant) {
         let faulted = self.fault().is_some();
-        if self.lifecycle != Lifecycle::Running || faulted == self.faulted {
+        if faulted == self.faulted {
             return;
         }
         self.faulted = faulted;
