@@ -366,13 +366,20 @@ pub fn child_process() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
         let mut view = handle.view();
-        let mut state = None;
+        let mut said = (None, 0);
         loop {
-            let now = view.borrow_and_update().state;
-            if state != Some(now) {
-                println!("state {now:?}");
-                state = Some(now);
+            let (state, stalled) = {
+                let view = view.borrow_and_update();
+                let stalled = view.counters.iter().find(|(name, _)| *name == "stalled");
+                (view.state, stalled.map_or(0, |(_, count)| *count))
+            };
+            if said.0 != Some(state) {
+                println!("state {state:?}");
             }
+            if said.1 != stalled {
+                println!("stalled {stalled}");
+            }
+            said = (Some(state), stalled);
             if view.changed().await.is_err() {
                 return;
             }
