@@ -229,7 +229,8 @@ impl Driver {
             self.follow_interfaces();
             self.perform().await;
         }
-        let flow = match command {
+        // A flood of packets keeps `wake` from getting to the commands.
+        let flow = match command.or_else(|| self.commands.try_recv().ok()) {
             Some(command) => self.command(command).await,
             None => Flow::Continue,
         };
