@@ -53,15 +53,19 @@ fn capture(lab: &Lab, filter: &str, work: impl FnOnce()) -> Vec<(f64, String)> {
         .collect()
 }
 
-/// Two processes that do nothing but keep the cores busy.
+/// Two processes that keep the cores busy, and one that keeps taking the kernel's RTNL lock.
 struct Load {
     _processes: Vec<Process>,
 }
 
 impl Load {
-    fn new() -> Self {
+    fn new(lab: &Lab) -> Self {
         let busy = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
-        Self { _processes: (0..2).map(|_| Process::new(busy())).collect() }
+        let mut processes: Vec<_> = (0..2).map(|_| Process::new(busy())).collect();
+        let churn = "while :; do ip link add churn type veth; ip link del churn; done";
+        let churn = lab.switch.command("sh").args(["-c", churn]).spawn().unwrap();
+        processes.push(Process::new(churn));
+        Self { _processes: processes }
     }
 }
 
@@ -74,7 +78,7 @@ fn adverts_of_ten_milliseconds_come_in_time_under_load_and_nobody_takes_over() {
     lab.wait_for_holder(0, &[VIP4], seconds(3));
     let backup = lab.start(1, &spec(100));
     backup.wait_for(State::Backup, seconds(1));
-    let load = Load::new();
+    let load = Load::new(&lab);
     let packets = capture(&lab, "proto 112", || thread::sleep(seconds(10)));
     drop(load);
     let mut gaps: Vec<f64> =
