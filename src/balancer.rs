@@ -25,6 +25,7 @@ use tokio::sync::Mutex;
 use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{Answer, Reply, Request, Socket};
+use crate::guard;
 use crate::health::Checks;
 use crate::pool::{Admin, Member, Pool};
 use crate::proxy::Proxy;
@@ -79,7 +80,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         })
 }
 
-fn start_log(default: &str) -> anyhow::Result<()> {
+pub(crate) fn start_log(default: &str) -> anyhow::Result<()> {
     use std::io::IsTerminal;
 
     let filter = std::env::var("BATON_LOG").unwrap_or_else(|_| default.to_owned());
@@ -135,7 +136,7 @@ impl Balancer {
         let proxy = Proxy::start(&pools, config.node.workers)?;
         let checks = Checks::start(&pools);
         let election = match &config.ha {
-            Some(ha) => Some((ha.clone(), driver::start(ha.clone())?)),
+            Some(ha) => Some((ha.clone(), driver::start(ha.clone(), guard::post(ha))?)),
             None => None,
         };
         tracing::info!(

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{self, Reply, Request};
+use crate::guard;
 use crate::lab;
 use crate::pool::Admin;
 use crate::status::Status;
@@ -140,6 +141,9 @@ enum Command {
         #[command(flatten)]
         asked: Asked,
     },
+    /// Started by `baton run`: removes the VIPs when the daemon no longer can.
+    #[command(hide = true)]
+    Guard(guard::GuardArgs),
     /// A relay pair with real SOCKS servers in network namespaces on this machine.
     #[command(subcommand)]
     Lab(lab::cli::LabCommand),
@@ -240,6 +244,7 @@ impl Command {
             Command::Enable(args) => args.set(Admin::Enabled)?,
             Command::Disable(args) => args.set(Admin::Disabled)?,
             Command::Reload { asked } => command(&asked, &Request::Reload)?,
+            Command::Guard(guard) => guard.stand()?,
             Command::Lab(lab) => return lab.run(),
             Command::Drill(drill) => return drill.run(),
         }

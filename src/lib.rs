@@ -14,6 +14,7 @@
 //! * [`health`]: rise/fall machine and the probes.
 //! * [`balancer`]: composition root.
 //! * [`control`]: the unix socket.
+//! * [`guard`]: the process that removes the VIPs when the daemon no longer can.
 //! * [`lab`]: network namespaces and drills.
 //! * [`table`]: aligned tables for the terminal.
 //! * [`cli`]: one clap tree.
@@ -22,6 +23,7 @@ pub mod balancer;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod guard;
 pub mod health;
 pub mod lab;
 pub mod pool;

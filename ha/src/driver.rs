@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{HaConfig, Vip};
+use crate::lease::Lease;
 use crate::vrrp::Priority;
 use crate::vrrp::router::{Reason, State};
 
@@ -23,7 +24,7 @@ mod counters;
 mod journal;
 mod neighbors;
 mod ports;
-mod realtime;
+pub(crate) mod realtime;
 mod run;
 
 use run::Driver;
@@ -203,7 +204,9 @@ pub enum StartError {
 /// loop on its own thread, in the network namespace of the calling thread.
 ///
 /// An interface that is missing or down is no error: the node waits for it in Initialize.
-pub fn start(config: HaConfig) -> Result<Handle, StartError> {
+///
+/// `lease` is renewed for as long as this node is Active, for the guard that holds its other end.
+pub fn start(config: HaConfig, lease: Option<Lease>) -> Result<Handle, StartError> {
     let failed = |doing: &str, source| StartError::Io { doing: doing.to_owned(), source };
     check_capabilities()?;
     let (commands, commands_in) = mpsc::channel(COMMANDS);
@@ -220,7 +223,7 @@ pub fn start(config: HaConfig) -> Result<Handle, StartError> {
                 }
             };
             runtime.block_on(async move {
-                match Driver::open(config, commands_in, view_out) {
+                match Driver::open(config, lease, commands_in, view_out) {
                     Ok(driver) => {
                         let _ = started.send(Ok(()));
                         driver.run().await;

@@ -11,6 +11,7 @@
 //!   schedules. Pure: it never reads the clock, touches a socket or logs.
 //! * [`driver`]: the one loop on a real-time thread: sockets and clock ⇄ [`node::Node`]; it
 //!   logs and counts.
+//! * [`lease`]: a guard process that removes the VIPs of a daemon that is dead or frozen.
 //! * [`io`]: raw sockets, AF_PACKET, netlink. Thin; decides nothing.
 //!
 //! This crate does not know what is behind the addresses: services, backends and traffic are the
@@ -20,5 +21,6 @@ pub mod announce;
 pub mod config;
 pub mod driver;
 pub mod io;
+pub mod lease;
 pub mod node;
 pub mod vrrp;

@@ -110,7 +110,7 @@ impl Lab {
     /// Starts a driver in a thread of this process.
     pub fn start(&self, node: usize, spec: &Spec) -> Running {
         let config = spec.config(node);
-        let handle = self.nodes[node].enter(|| start(config)).unwrap().unwrap();
+        let handle = self.nodes[node].enter(|| start(config, None)).unwrap().unwrap();
         Running { handle }
     }
 
@@ -362,7 +362,7 @@ pub fn child_process() {
     let Ok(text) = std::env::var("BATON_HA_CHILD") else { return };
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
     let (node, spec) = Spec::from_text(&text);
-    let handle = start(spec.config(node)).unwrap();
+    let handle = start(spec.config(node), None).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
         let mut view = handle.view();

@@ -11,7 +11,7 @@ const NETLINK: i32 = 49;
 
 /// Puts the driver's thread under SCHED_FIFO and locks what the process has in memory now. What
 /// it allocates later is not locked: under a limit (`RLIMIT_MEMLOCK`) allocations would fail then.
-pub(super) fn acquire() -> Result<(), String> {
+pub(crate) fn acquire() -> Result<(), String> {
     schedule(DRIVER).map_err(|error| {
         format!(
             "SCHED_FIFO refused ({}): run as root, or give CAP_SYS_NICE or LimitRTPRIO={DRIVER}",
@@ -28,7 +28,7 @@ pub(super) fn acquire() -> Result<(), String> {
 }
 
 /// The same for the netlink thread, once the driver has it.
-pub(super) fn follow() {
+pub(crate) fn follow() {
     // Refused: claims take a little longer on a busy machine, and the driver has said why.
     let _ = schedule(NETLINK);
 }

@@ -19,6 +19,7 @@ use super::{Command, PathView, View, VipView};
 use crate::config::HaConfig;
 use crate::io::netlink::{Event, Netlink, Ticket, Watch};
 use crate::io::timer::Timer;
+use crate::lease::Lease;
 use crate::node::{Input, Node};
 use crate::vrrp::Priority;
 
@@ -42,6 +43,7 @@ const YIELD_MARGIN: Duration = Duration::from_millis(500);
 pub(super) struct Driver {
     config: HaConfig,
     node: Node,
+    lease: Option<Lease>,
     netlink: Netlink,
     ports: Ports,
     timer: Timer,
@@ -89,6 +91,7 @@ impl Driver {
     /// Opens everything; VIPs that are there without this node owning them are gone after.
     pub(super) fn open(
         config: HaConfig,
+        lease: Option<Lease>,
         commands: mpsc::Receiver<Command>,
         view: watch::Sender<View>,
     ) -> Result<Self, (String, io::Error)> {
@@ -116,6 +119,7 @@ impl Driver {
         let now = Instant::now();
         let mut driver = Self {
             node: Node::new(&config),
+            lease,
             netlink,
             ports: Ports::new(&config),
             timer: Timer::new().map_err(doing("make a timer"))?,

@@ -8,6 +8,7 @@ use super::{Driver, Purpose, VIEW_SENT};
 use crate::driver::commands::Kind;
 use crate::driver::counters::Counter;
 use crate::io::netlink::Operation;
+use crate::lease;
 use crate::node::{Input, Output};
 use crate::vrrp::Priority;
 use crate::vrrp::router::{Reason, State, Transition};
@@ -40,6 +41,10 @@ impl Driver {
     }
 
     fn send_advert(&mut self, priority: Priority) {
+        // Before the advert, from which a Backup counts.
+        if let Some(lease) = self.lease.as_ref().filter(|_| priority != Priority::YIELD) {
+            lease.renew(lease::length(self.config.advert_interval.duration()));
+        }
         let (sent, failed) = self.ports.send_advert(priority);
         self.counters.count(Counter::AdvertSent, sent);
         for what in failed {
@@ -71,8 +76,14 @@ impl Driver {
         self.asked.clear();
         let (result, others) = self.netlink.remove().await;
         self.deferred.extend(others);
-        if let Err(why) = result {
-            self.trouble(Counter::RemoveFailed, why);
+        match result {
+            Ok(()) => {
+                if let Some(lease) = &self.lease {
+                    lease.end();
+                }
+            }
+            // The lease runs on, and when it ends the guard tries too.
+            Err(why) => self.trouble(Counter::RemoveFailed, why),
         }
         let now = Instant::now();
         if let Some(pending) = &mut self.pending {
