@@ -8,10 +8,11 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
-use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::socket::{MsgFlags, recv, send};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -63,14 +64,20 @@ impl Half {
         matches!(self.stage, Stage::Done)
     }
 
+    pub(crate) fn is_bulk(&self) -> bool {
+        self.bulk
+    }
+
     /// Moves what can be moved now, and adds it to `moved`. `Ready(Ok(()))`: the end has been
-    /// handed on. An error is that of either socket: the session can't go on.
+    /// handed on, or, where `last` says that the other direction has ended already, is left to
+    /// the closing of the sockets. An error is that of either socket: the session can't go on.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
         tools: &mut Tools,
+        last: bool,
         moved: &mut usize,
     ) -> Poll<io::Result<()>> {
         let start = *moved;
@@ -94,7 +101,9 @@ impl Half {
                     };
                     match taken {
                         Ok(0) => {
-                            SockRef::from(to).shutdown(Shutdown::Write)?;
+                            if !last {
+                                SockRef::from(to).shutdown(Shutdown::Write)?;
+                            }
                             self.stage = Stage::Done;
                         }
                         Ok(_) => {}
@@ -126,6 +135,10 @@ impl Half {
         buffer: &mut [u8],
         moved: &mut usize,
     ) -> io::Result<usize> {
+        // Where the end is known to be next, the last bytes wait the moment until it is read, and
+        // leave in one segment with it.
+        let more = if end_is_near(from) { libc::MSG_MORE } else { 0 };
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::from_bits_retain(more);
         let mut taken = 0;
         let read = from.try_io(Interest::READABLE, || {
             taken = recv(from.as_raw_fd(), buffer, MsgFlags::empty())?;
@@ -140,7 +153,8 @@ impl Half {
             return read.map(|()| 0);
         }
         self.bulk = taken == buffer.len();
-        let written = match to.try_write(&buffer[..taken]) {
+        let send = || Ok(send(to.as_raw_fd(), &buffer[..taken], flags)?);
+        let written = match to.try_io(Interest::WRITABLE, send) {
             Err(error) if is_transient(&error) => 0,
             other => other?,
         };
@@ -183,6 +197,13 @@ impl Held {
             Held::Piped(pipe) => pipe.filled() == 0,
         }
     }
+}
+
+/// Whether the end of a socket that is ready for reading has arrived already.
+fn end_is_near(from: &TcpStream) -> bool {
+    let ready = pin!(from.ready(Interest::READABLE));
+    let now = ready.poll(&mut Context::from_waker(Waker::noop()));
+    matches!(now, Poll::Ready(Ok(ready)) if ready.is_read_closed())
 }
 
 fn is_transient(error: &io::Error) -> bool {

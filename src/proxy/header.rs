@@ -14,15 +14,15 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// The header for a TCP connection from `client` to `vip`; `None` where it is off.
-    pub(crate) fn new(version: ProxyProtocol, client: SocketAddr, vip: SocketAddr) -> Option<Self> {
+    /// The header for a TCP connection from `client` to `vip`; empty where it is off.
+    pub(crate) fn new(version: ProxyProtocol, client: SocketAddr, vip: SocketAddr) -> Self {
         let mut header = Self { bytes: [0; 107], len: 0 };
         match version {
-            ProxyProtocol::Off => return None,
+            ProxyProtocol::Off => {}
             ProxyProtocol::V1 => header.write_v1(client, vip),
             ProxyProtocol::V2 => header.write_v2(client, vip),
         }
-        Some(header)
+        header
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -75,7 +75,7 @@ mod tests {
 
     fn bytes(version: ProxyProtocol, client: &str, vip: &str) -> Vec<u8> {
         let header = Header::new(version, client.parse().unwrap(), vip.parse().unwrap());
-        header.map(|header| header.as_bytes().to_vec()).unwrap_or_default()
+        header.as_bytes().to_vec()
     }
 
     #[test]

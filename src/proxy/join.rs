@@ -6,11 +6,15 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
+use tracing::debug;
 
 use super::half::{Half, Tools};
+use super::listen;
 use super::seat::{Order, Seat};
 use crate::pool::ServiceCounters;
 use crate::service::Limits;
@@ -42,10 +46,11 @@ pub(crate) async fn join(
         inward: Half::new(),
         outward: Half::new(),
         last_byte: Instant::now(),
+        settle_at: Some(Instant::now() + SETTLED),
         limits,
         counters,
     };
-    let mut timer = pin!(sleep(limits.idle_timeout));
+    let mut timer = pin!(sleep(limits.idle_timeout.min(SETTLED)));
     poll_fn(|cx| {
         if let Poll::Ready(order @ (Order::Disabled | Order::Yield)) = seat.poll_order(cx.waker()) {
             return Poll::Ready(End::Told(order));
@@ -55,15 +60,20 @@ pub(crate) async fn join(
             Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(error)),
             Poll::Pending => {}
         }
-        joined.poll_timer(cx, timer.as_mut()).map(|()| End::Idle)
+        joined.poll_timer(cx, timer.as_mut(), backend).map(|()| End::Idle)
     })
     .await
 }
+
+/// A session that lasts so long gets what short ones do without ([`listen::settle`]).
+const SETTLED: Duration = Duration::from_secs(10);
 
 struct Joined<'a> {
     inward: Half,
     outward: Half,
     last_byte: Instant,
+    /// When the session counts as a long one; `None` once it does.
+    settle_at: Option<Instant>,
     limits: &'a Limits,
     counters: &'a ServiceCounters,
 }
@@ -77,10 +87,15 @@ impl Joined<'_> {
         tools: &mut Tools,
     ) -> Poll<io::Result<()>> {
         let (mut bytes_in, mut bytes_out) = (0, 0);
-        let inward = self.inward.poll(cx, client, backend, tools, &mut bytes_in);
-        let outward = self.outward.poll(cx, backend, client, tools, &mut bytes_out);
+        let last = self.outward.is_done();
+        let inward = self.inward.poll(cx, client, backend, tools, last, &mut bytes_in);
+        let last = self.inward.is_done();
+        let outward = self.outward.poll(cx, backend, client, tools, last, &mut bytes_out);
         if bytes_in + bytes_out > 0 {
             self.last_byte = Instant::now();
+            if self.inward.is_bulk() || self.outward.is_bulk() {
+                self.settle(backend);
+            }
             count(&self.counters.bytes_in, bytes_in);
             count(&self.counters.bytes_out, bytes_out);
         }
@@ -93,7 +108,12 @@ impl Joined<'_> {
 
     /// Ready once no byte has moved for too long. The timer is not moved with every byte: when it
     /// goes off, it is set anew to what is left.
-    fn poll_timer(&self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<()> {
+    fn poll_timer(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut timer: Pin<&mut Sleep>,
+        backend: &TcpStream,
+    ) -> Poll<()> {
         let half_closed = self.inward.is_done() || self.outward.is_done();
         let patience =
             if half_closed { self.limits.half_close_timeout } else { self.limits.idle_timeout };
@@ -102,12 +122,24 @@ impl Joined<'_> {
             timer.as_mut().reset(end);
         }
         while timer.as_mut().poll(cx).is_ready() {
-            if timer.deadline() >= end {
+            let now = timer.deadline();
+            if now >= end {
                 return Poll::Ready(());
             }
-            timer.as_mut().reset(end);
+            if self.settle_at.is_some_and(|at| at <= now) {
+                self.settle(backend);
+            }
+            timer.as_mut().reset(self.settle_at.map_or(end, |at| end.min(at)));
         }
         Poll::Pending
+    }
+
+    fn settle(&mut self, backend: &TcpStream) {
+        if self.settle_at.take().is_some()
+            && let Err(error) = listen::settle(&SockRef::from(backend))
+        {
+            debug!(%error, "a long session goes without keepalive");
+        }
     }
 }
 

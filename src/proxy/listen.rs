@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use socket2::{Domain, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 /// Connections that may wait to be accepted; the kernel clamps it to `net.core.somaxconn`. When
 /// it is full the kernel drops SYNs (or answers with cookies), and clients try again.
@@ -21,21 +21,28 @@ const UNSENT_MOST: u32 = 512 << 10;
 
 /// A listener of its own for each worker: the kernel spreads connections over them.
 ///
-/// What is set here holds for every connection accepted from it, at no further cost:
-/// `TCP_NODELAY`, keepalive, the bound on unsent bytes, and above all `SO_LINGER` 0. With that, a
-/// connection that isn't ended properly is reset rather than closed, whatever ends it, a crash of
-/// this process included: a truncated stream never looks like a whole one.
+/// What is set here holds for every connection accepted from it, at no further cost.
 pub(crate) fn tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = bound(address, Type::STREAM)?;
     prepare(&socket)?;
+    settle(&SockRef::from(&socket))?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// What every TCP socket of a session is given, on either side.
+/// What a TCP socket of a session has from its first moment.
+///
+/// `SO_LINGER` 0 above all: with it, a connection that isn't ended properly is reset rather than
+/// closed, whatever ends it, a crash of this process included. A truncated stream never looks
+/// like a whole one.
 pub(crate) fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    socket.set_linger(Some(Duration::ZERO))?;
+    socket.set_linger(Some(Duration::ZERO))
+}
+
+/// What it has once the session has turned out to be long or to carry much; short sessions, of
+/// which there may be many a second, do without.
+pub(crate) fn settle(socket: &SockRef<'_>) -> io::Result<()> {
     // A vanished peer is found after two minutes of silence, if the idle timeout is longer.
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))

@@ -23,6 +23,7 @@ use super::listen;
 use super::seat::{Order, Phase, Seat, Seated, Seats};
 use super::worker::Shared;
 use crate::pool::{Admission, Member, Place, Pool};
+use crate::service::ProxyProtocol;
 
 /// A TCP service in one worker.
 pub(crate) struct TcpFront {
@@ -149,7 +150,7 @@ impl TcpFront {
         let end = join(&client, &backend, limits, counters, &seat, &self.shared.tools).await;
         match end {
             End::Closed => {
-                // Both ends are under way; the kernel sees to it that they arrive.
+                // From here on the kernel sees to it that bytes and ends arrive.
                 let _ = SockRef::from(&client).set_linger(None);
                 let _ = SockRef::from(&backend).set_linger(None);
             }
@@ -249,7 +250,8 @@ async fn attempt(
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     listen::prepare(&socket)?;
     let backend = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
-    if let Some(header) = Header::new(pool.service.proxy_protocol, peer, client.local_addr()?) {
+    if pool.service.proxy_protocol != ProxyProtocol::Off {
+        let header = Header::new(pool.service.proxy_protocol, peer, client.local_addr()?);
         // A socket that is new has room for it.
         backend.writable().await?;
         if backend.try_write(header.as_bytes())? < header.as_bytes().len() {
