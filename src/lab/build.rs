@@ -18,7 +18,7 @@ use super::{
 };
 
 /// How long servers may take to listen, and the first relay to become Active.
-const READY_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const READY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A lab in hand. While it exists, no other process can take the lab down or rebuild it. If its
 /// lifetime is [`Lifetime::WithParent`], dropping it removes everything.
@@ -115,7 +115,7 @@ impl Lab {
         Netns::existing(&self.topology.namespace(node))
     }
 
-    fn start(&mut self, node: &str, daemon: &Daemon) -> Result<(), LabError> {
+    pub(super) fn start(&mut self, node: &str, daemon: &Daemon) -> Result<(), LabError> {
         let process = daemon
             .start(&self.netns(node), node, &self.dir, self.options.lifetime)
             .doing(format!("{node}: starting {}", daemon.name))?;
@@ -126,7 +126,7 @@ impl Lab {
         Ok(())
     }
 
-    fn write(&self, file: &str, text: &str) -> Result<String, LabError> {
+    pub(super) fn write(&self, file: &str, text: &str) -> Result<String, LabError> {
         let path = self.dir.join(file);
         process::write(&path, text).doing("writing a configuration")?;
         Ok(path.display().to_string())
@@ -255,7 +255,7 @@ impl Lab {
         self.processes.iter_mut().find(|p| p.started.node == node && p.started.name == name)
     }
 
-    fn check_daemon(&mut self, node: &str, name: &str) -> Result<(), LabError> {
+    pub(super) fn check_daemon(&mut self, node: &str, name: &str) -> Result<(), LabError> {
         let Some(process) = self.process(node, name) else { return Ok(()) };
         match process.ended().doing("looking after a daemon")? {
             None => Ok(()),
@@ -263,7 +263,7 @@ impl Lab {
         }
     }
 
-    fn daemon_error(&mut self, node: &str, name: &str, what: String) -> LabError {
+    pub(super) fn daemon_error(&mut self, node: &str, name: &str, what: String) -> LabError {
         let log = self.process(node, name).map(|process| process.started.log.clone());
         let log = log.unwrap_or_default();
         LabError::Daemon {
@@ -304,7 +304,7 @@ impl Drop for Lab {
     }
 }
 
-fn accepts(address: SocketAddr) -> bool {
+pub(super) fn accepts(address: SocketAddr) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
 }
 

@@ -1,13 +1,14 @@
 //! `baton lab …` and `baton drill …`: arguments, progress and tables.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::bench::{self, BenchOptions};
 use super::drill::{self, DrillOptions, fault::Fault};
 use super::process::Lifetime;
 use super::topology::VIP_FRONT;
@@ -84,6 +85,24 @@ pub enum LabCommand {
         #[arg(required = true, value_name = "FILE")]
         reports: Vec<PathBuf>,
     },
+    /// Measure proxy mode beside HAProxy and nginx stream; `make bench` runs it.
+    #[command(hide = true)]
+    Bench {
+        /// Seconds that each load lasts.
+        #[arg(long, value_name = "N", default_value_t = 5,
+              value_parser = clap::value_parser!(u32).range(1..=600))]
+        seconds: u32,
+        /// Rounds, of which medians are taken.
+        #[arg(long, value_name = "N", default_value_t = 3,
+              value_parser = clap::value_parser!(u8).range(1..=99))]
+        runs: u8,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Where the report goes.
+        #[arg(long, value_name = "FILE", default_value = "reports/bench.json")]
+        report: PathBuf,
+    },
     /// The echo server of the backends.
     #[command(hide = true)]
     ServeEcho {
@@ -127,10 +146,38 @@ impl LabCommand {
                 match super::exec(&name.name, &node, &command)? {}
             }
             Self::Figures { reports } => figures(&reports)?,
+            Self::Bench { seconds, runs, json, report } => {
+                let (runs, binary) = (runs.into(), program(None)?);
+                return bench(&BenchOptions { seconds, runs, binary }, json, &report);
+            }
             Self::ServeEcho { port } => super::echo::serve(port)?,
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn bench(options: &BenchOptions, json: bool, path: &Path) -> anyhow::Result<ExitCode> {
+    drill::catch_signals()?;
+    let report = match bench::run(options, &mut |step| eprintln!("bench: {step}")) {
+        Err(super::LabError::Interrupted) => {
+            eprintln!("bench: interrupted; the lab is gone");
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        report => report?,
+    };
+    let text = serde_json::to_string_pretty(&report)? + "\n";
+    write_report(path, &text)?;
+    let shown = if json { text } else { bench::render(&report) };
+    std::io::stdout().write_all(shown.as_bytes())?;
+    eprintln!("bench: report in {}", path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_report(path: &Path, text: &str) -> anyhow::Result<()> {
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 /// The program that the lab runs: this one.
@@ -351,10 +398,7 @@ impl DrillArgs {
     fn publish(&self, outcome: &drill::Outcome) -> anyhow::Result<()> {
         let json = serde_json::to_string_pretty(&outcome.report)? + "\n";
         let path = self.report.clone().unwrap_or_else(|| self.default_report());
-        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-            std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-        }
-        std::fs::write(&path, &json).with_context(|| format!("writing {}", path.display()))?;
+        write_report(&path, &json)?;
         let mut stdout = std::io::stdout();
         if self.json {
             stdout.write_all(json.as_bytes())?;

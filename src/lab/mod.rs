@@ -8,6 +8,7 @@
 //! * `files`, [`process`]: the daemons' configuration, and how they are started and ended.
 //! * [`Lab`]: a lab in hand; [`up`], [`down`], [`status`], [`exec`]: what the commands do.
 //! * [`drill`]: canary traffic, a fault, a report.
+//! * [`bench`]: proxy mode beside other proxies.
 //! * [`echo`]: the echo server of the backends.
 //! * [`cli`]: the commands.
 //!
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub mod bench;
 mod build;
 pub mod cli;
 pub mod drill;
