@@ -167,7 +167,7 @@ fn a_vip_that_something_else_removes_is_put_back() {
             println!("{vip} back after {:?}", removed.elapsed());
         }
     }
-    assert_eq!(node.counter("vip-restored"), 6);
+    assert_eq!(node.counter("vip_restored"), 6);
     assert_eq!(node.state(), State::Active);
 }
 
@@ -212,7 +212,7 @@ fn a_node_that_cannot_hold_every_vip_leaves_them_to_another() {
     run_sysctl(&lab, 0, "net.ipv6.conf.front.disable_ipv6=1");
     let broken = lab.start(0, &Spec::new(200, 10));
     until(seconds(3), "gave up", || broken.view().reason == Reason::Fault);
-    assert!(broken.counter("configure-failed") >= 3);
+    assert!(broken.counter("configure_failed") >= 3);
     assert_eq!(lab.holders(VIP4), [0; 0], "all together or none");
     let other = lab.start(1, &Spec::new(100, 10));
     other.wait_for(State::Active, seconds(3));
@@ -232,7 +232,7 @@ fn vips_that_a_node_does_not_own_are_removed_at_its_start_and_later() {
     }
     let backup = lab.start(1, &Spec::new(100, 10));
     assert_eq!((lab.holders(VIP4), lab.holders(VIP6)), (vec![0], vec![0]));
-    until(seconds(1), "counted", || backup.counter("stray-vip") == 3);
+    until(seconds(1), "counted", || backup.counter("stray_vip") == 3);
     lab.nodes[1].ip(&format!("addr add {VIP4}/24 dev front")).unwrap();
     lab.wait_for_holder(0, &[VIP4], seconds(1));
     assert_eq!(backup.state(), State::Backup);
@@ -354,7 +354,7 @@ fn the_claim_is_announced_in_every_form_and_again_against_a_rival() {
     // A rival: another MAC says that it has the VIP.
     let frames = gratuitous_arps(&lab, 1, 5);
     assert_eq!(frames, 5);
-    until(seconds(2), "evidence", || node.counter("rival-arp") == 5);
+    until(seconds(2), "evidence", || node.counter("rival_arp") == 5);
     // One at once, and one for all that came within 100 ms.
     until(seconds(2), "announced again", || count() == [8, 8, 8]);
     stays(seconds(1), "no more than that", || count() == [8, 8, 8]);

@@ -36,11 +36,16 @@ fn advert(source: IpAddr, vrid: u8, addresses: &[&str]) -> Vec<u8> {
 
 /// An Ethernet frame with an IPv4 packet to the VRRP group.
 fn frame_v4(source: &str, ttl: u8, message: &[u8]) -> Vec<u8> {
+    frame_v4_to(GROUP_V4, source, ttl, message)
+}
+
+/// An Ethernet multicast frame with an IPv4 packet.
+fn frame_v4_to(destination: Ipv4Addr, source: &str, ttl: u8, message: &[u8]) -> Vec<u8> {
     let mut header = vec![0x45, 0xc0];
     header.extend(u16::try_from(20 + message.len()).unwrap().to_be_bytes());
     header.extend([0, 1, 0, 0, ttl, 112, 0, 0]);
     header.extend(source.parse::<Ipv4Addr>().unwrap().octets());
-    header.extend(GROUP_V4.octets());
+    header.extend(destination.octets());
     let checksum = util::checksum(&header, 5);
     header[10..12].copy_from_slice(&checksum.to_be_bytes());
     let mut frame = vec![1, 0, 0x5e, 0, 0, 18];
@@ -85,20 +90,20 @@ fn malformed_adverts_are_counted_and_change_nothing() {
         frame_v6(&link_local, 255, &good6())
     };
     let cases: Vec<(&str, Vec<u8>)> = vec![
-        ("advert-truncated", v4(good4()[..5].to_vec())),
-        ("advert-truncated", v6(Vec::new())),
-        ("advert-length", v4(good4()[..10].to_vec())),
-        ("advert-length", v6([good6(), vec![0; 7]].concat())),
-        ("advert-version", v4(with(good4(), 0, 0x21))),
-        ("advert-type", v4(with(good4(), 0, 0x32))),
-        ("advert-no-addresses", v4(with(good4(), 3, 0))),
-        ("advert-checksum", v4(with(good4(), 2, 253))),
-        ("advert-checksum", v6(with(good6(), 2, 253))),
-        ("advert-other-vrid", v4(advert(ip(SENDER4), VRID + 1, &[VIP4]))),
-        ("advert-ttl", frame_v4(SENDER4, 254, &good4())),
-        ("advert-ttl", frame_v6(SENDER6, 1, &good6())),
-        ("advert-own-source", frame_v4("10.77.0.2", 255, &advert(ip("10.77.0.2"), VRID, &[VIP4]))),
-        ("advert-own-source", own6),
+        ("advert_truncated", v4(good4()[..5].to_vec())),
+        ("advert_truncated", v6(Vec::new())),
+        ("advert_length", v4(good4()[..10].to_vec())),
+        ("advert_length", v6([good6(), vec![0; 7]].concat())),
+        ("advert_version", v4(with(good4(), 0, 0x21))),
+        ("advert_type", v4(with(good4(), 0, 0x32))),
+        ("advert_no_addresses", v4(with(good4(), 3, 0))),
+        ("advert_checksum", v4(with(good4(), 2, 253))),
+        ("advert_checksum", v6(with(good6(), 2, 253))),
+        ("advert_other_vrid", v4(advert(ip(SENDER4), VRID + 1, &[VIP4]))),
+        ("advert_ttl", frame_v4(SENDER4, 254, &good4())),
+        ("advert_ttl", frame_v6(SENDER6, 1, &good6())),
+        ("advert_own_source", frame_v4("10.77.0.2", 255, &advert(ip("10.77.0.2"), VRID, &[VIP4]))),
+        ("advert_own_source", own6),
     ];
     // The checks of the kernel itself: a martian source, an own address, from outside.
     run_sysctl(&lab, 0, "net.ipv4.conf.all.accept_local=1");
@@ -111,11 +116,30 @@ fn malformed_adverts_are_counted_and_change_nothing() {
         until(seconds(3), counter, || active.counter(counter) == before + 10);
         assert_eq!(active.state(), State::Active, "{counter}");
     }
-    assert_eq!(active.counter("advert-received"), 0);
+    assert_eq!(active.counter("advert_received"), 0);
     assert!(active.view().heard.is_empty());
     assert!(lab.has(0, VIP4) && lab.has(0, VIP6));
     // And the same advert without a fault would have done it: these cases can fail.
     send_frames(&lab, 1, &[v4(good4())]);
+    active.wait_for(State::Backup, seconds(1));
+}
+
+#[test]
+fn on_a_unicast_path_only_peers_are_heard() {
+    let _alone = alone();
+    let lab = Lab::new(2);
+    let active = lab.start(0, &Spec { paths: "4u", ..Spec::new(100, 10) });
+    active.wait_for(State::Active, seconds(5));
+    let to_it = |source: &str| {
+        let message = advert(ip(source), VRID, &[VIP4]);
+        frame_v4_to("10.77.0.2".parse().unwrap(), source, 255, &message)
+    };
+    send_frames(&lab, 1, &vec![to_it("10.77.0.66"); 10]);
+    until(seconds(3), "counted", || active.counter("advert_stranger") == 10);
+    assert_eq!(active.state(), State::Active);
+    assert!(active.view().heard.is_empty());
+    // The same from its peer is heard.
+    send_frames(&lab, 1, &[to_it(SENDER4)]);
     active.wait_for(State::Backup, seconds(1));
 }
 
@@ -128,7 +152,7 @@ fn adverts_that_list_other_addresses_count_all_the_same() {
     let message = advert(ip(SENDER4), VRID, &["10.77.0.200"]);
     send_frames(&lab, 1, &[frame_v4(SENDER4, 255, &message)]);
     active.wait_for(State::Backup, seconds(1));
-    assert_eq!(active.counter("addresses-differ"), 1);
+    assert_eq!(active.counter("addresses_differ"), 1);
 }
 
 #[test]
@@ -151,10 +175,10 @@ fn arp_and_na_garbage_changes_nothing() {
         with(na.clone(), 21, 64),
     ];
     for (case, frame) in garbage.into_iter().enumerate() {
-        let before = active.counter("frame-garbage");
+        let before = active.counter("frame_garbage");
         assert_eq!(send_frames(&lab, 1, &vec![frame; 7]), 7);
         until(seconds(3), &format!("case {case}"), || {
-            active.counter("frame-garbage") == before + 7
+            active.counter("frame_garbage") == before + 7
         });
     }
     // Clients ask for the VIP, and say who they are: no evidence of anything.
@@ -172,11 +196,11 @@ fn arp_and_na_garbage_changes_nothing() {
         &[unsolicited_na(SENDER_MAC, sender6, sender6, RouterFlag::Host).to_vec()],
     );
     std::thread::sleep(Duration::from_millis(1200)); // The view shows counters once a second.
-    assert_eq!((active.counter("rival-arp"), active.counter("rival-na")), (0, 0));
+    assert_eq!((active.counter("rival_arp"), active.counter("rival_na")), (0, 0));
     // And without a fault they are evidence: these cases can fail.
     send_frames(&lab, 1, &[arp, na]);
     until(seconds(1), "evidence", || {
-        active.counter("rival-arp") == 1 && active.counter("rival-na") == 1
+        active.counter("rival_arp") == 1 && active.counter("rival_na") == 1
     });
     assert_eq!(active.state(), State::Active);
 }

@@ -152,7 +152,7 @@ fn keepalived_backs_up_baton() {
         lab.wait_for_holder(0, &vips, bound(&spec));
         assert_eq!(baton.view().reason, Reason::Preempted);
         assert_eq!(baton.view().heard[0].priority.value(), 100);
-        for trouble in ["addresses-differ", "interval-differs", "advert-checksum"] {
+        for trouble in ["addresses_differ", "interval_differs", "advert_checksum"] {
             assert_eq!(baton.counter(trouble), 0, "{trouble}");
         }
 

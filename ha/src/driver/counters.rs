@@ -32,69 +32,71 @@ macro_rules! counters {
 
 counters! {
     /// Adverts sent, one per path and destination.
-    AdvertSent => "advert-sent",
+    AdvertSent => "advert_sent",
     /// Adverts that could not be sent.
-    AdvertSendFailed => "advert-send-failed",
+    AdvertSendFailed => "advert_send_failed",
     /// Valid adverts received.
-    AdvertReceived => "advert-received",
+    AdvertReceived => "advert_received",
     /// IPv4 header cut short.
-    AdvertIpHeader => "advert-ip-header",
+    AdvertIpHeader => "advert_ip_header",
     /// Not IPv4 on an IPv4 path.
-    AdvertIpVersion => "advert-ip-version",
+    AdvertIpVersion => "advert_ip_version",
     /// IPv4 total length wrong.
-    AdvertIpLength => "advert-ip-length",
+    AdvertIpLength => "advert_ip_length",
     /// Fragments.
-    AdvertFragment => "advert-fragment",
+    AdvertFragment => "advert_fragment",
     /// Not protocol 112.
-    AdvertProtocol => "advert-protocol",
+    AdvertProtocol => "advert_protocol",
     /// TTL or hop limit not 255.
-    AdvertTtl => "advert-ttl",
+    AdvertTtl => "advert_ttl",
     /// This node's own adverts, come back.
-    AdvertOwnSource => "advert-own-source",
+    AdvertOwnSource => "advert_own_source",
     /// Shorter than an advert.
-    AdvertTruncated => "advert-truncated",
+    AdvertTruncated => "advert_truncated",
     /// Of another virtual router; nothing is wrong.
-    AdvertOtherVrid => "advert-other-vrid",
+    AdvertOtherVrid => "advert_other_vrid",
     /// VRRP of another version.
-    AdvertVersion => "advert-version",
+    AdvertVersion => "advert_version",
     /// VRRP, but no advert.
-    AdvertType => "advert-type",
+    AdvertType => "advert_type",
     /// Without addresses.
-    AdvertNoAddresses => "advert-no-addresses",
+    AdvertNoAddresses => "advert_no_addresses",
     /// Length and address count disagree.
-    AdvertLength => "advert-length",
+    AdvertLength => "advert_length",
     /// Checksum wrong in both forms.
-    AdvertChecksum => "advert-checksum",
+    AdvertChecksum => "advert_checksum",
     /// Interval of zero.
-    AdvertInterval => "advert-interval",
+    AdvertInterval => "advert_interval",
+    /// From an address that is no peer, on a unicast path.
+    AdvertStranger => "advert_stranger",
     /// Adverts that list other addresses than this node's.
-    AddressesDiffer => "addresses-differ",
+    AddressesDiffer => "addresses_differ",
     /// Adverts with another interval than this node's.
-    IntervalDiffers => "interval-differs",
+    IntervalDiffers => "interval_differs",
     /// Adverts of others while this node was Active.
-    RivalAdvert => "rival-advert",
+    RivalAdvert => "rival_advert",
     /// ARP that claimed a VIP while this node was Active.
-    RivalArp => "rival-arp",
+    RivalArp => "rival_arp",
     /// Neighbor Advertisements that claimed a VIP while this node was Active.
-    RivalNa => "rival-na",
+    RivalNa => "rival_na",
     /// ARP and NA frames that broke their format, and other frames that are neither.
-    FrameGarbage => "frame-garbage",
+    FrameGarbage => "frame_garbage",
     /// Announcement frames sent.
-    AnnouncementSent => "announcement-sent",
+    AnnouncementSent => "announcement_sent",
     /// Announcement frames that could not be sent.
-    AnnouncementFailed => "announcement-failed",
+    AnnouncementFailed => "announcement_failed",
     /// VIPs put back after something else removed them.
-    VipRestored => "vip-restored",
+    VipRestored => "vip_restored",
     /// VIPs removed that stood on an interface without this node owning them.
-    StrayVip => "stray-vip",
+    StrayVip => "stray_vip",
     /// Failures to configure or refresh VIPs.
-    ConfigureFailed => "configure-failed",
+    ConfigureFailed => "configure_failed",
     /// Failures to remove VIPs.
-    RemoveFailed => "remove-failed",
+    RemoveFailed => "remove_failed",
     /// Failures to ask the kernel about its interfaces.
-    NetlinkTrouble => "netlink-trouble",
+    NetlinkTrouble => "netlink_trouble",
     /// Failures to receive, or to open a socket.
-    SocketTrouble => "socket-trouble",
+    SocketTrouble => "socket_trouble",
     /// Times this node slept for longer than its Backups wait.
     Stalled => "stalled",
     /// Packets discarded because they came while it slept.
@@ -197,7 +199,7 @@ mod tests {
         assert_eq!(counters.note(Counter::AdvertTtl, at(10)), Some(2));
         assert_eq!(counters.note(Counter::AdvertTtl, at(11)), None);
         let list = counters.list();
-        assert!(list.contains(&("advert-ttl", 5)) && list.contains(&("advert-type", 1)));
+        assert!(list.contains(&("advert_ttl", 5)) && list.contains(&("advert_type", 1)));
     }
 
     #[test]

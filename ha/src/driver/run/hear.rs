@@ -7,7 +7,7 @@ use tracing::{info, trace, warn};
 
 use super::{BATCH, Driver, RETRY, VIEW_HEARD, VIEW_SENT};
 use crate::announce::{parse_arp, parse_na};
-use crate::config::Family;
+use crate::config::{Family, Transport};
 use crate::driver::counters::Counter;
 use crate::io::{ether, vrrp};
 use crate::node::Input;
@@ -51,6 +51,12 @@ impl Driver {
             // Without an address of its own, the path takes no part.
             (Ok(_), _, _) => return,
         };
+        if let Transport::Unicast(peers) = &port.path.transport
+            && !peers.contains(&source)
+        {
+            self.stranger(now, source);
+            return;
+        }
         port.received += 1;
         let same_addresses = received.addresses.same_as(&port.path.addresses);
         let interface = port.path.interface.clone();
@@ -126,6 +132,15 @@ impl Driver {
             let interface = interface.to_owned();
             self.journal.say(move || {
                 warn!(?source, interface, suppressed, "packet is no advert for this node: {why}");
+            });
+        }
+    }
+
+    /// Where the peers are listed, nobody else is heard.
+    fn stranger(&mut self, now: Instant, source: IpAddr) {
+        if let Some(suppressed) = self.note(Counter::AdvertStranger, now) {
+            self.journal.say(move || {
+                warn!(%source, suppressed, "advert of a node that is not among the unicast peers");
             });
         }
     }
