@@ -7,8 +7,8 @@ use super::fault::Fault;
 use super::report::{Report, Spread};
 
 const HEAD: &str = "\
-| interval | fault | relays | runs | UDP | new TCP | two answering | long-lived lost |
-| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |
+| interval | fault | relays | runs | UDP | new TCP | kept TCP | long-lived lost | two answering |
+| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 ";
 
 /// The table: intervals ascending, faults in the order of the command line, Baton first. Figures
@@ -29,11 +29,12 @@ pub fn table(reports: &[Report]) -> String {
         let established = summary.connections.established.map_or(0.0, |all| all.median);
         writeln!(
             text,
-            "| {interval} ms | `{}` | {relays} | {} | {} | {} | {} | {lost:.0} of {established:.0} |",
+            "| {interval} ms | `{}` | {relays} | {} | {} | {} | {} | {lost:.0} of {established:.0} | {} |",
             report.fault.name(),
             report.runs.len(),
             cell(summary.outage_ms.udp),
             cell(summary.outage_ms.tcp_new),
+            cell(summary.outage_ms.tcp_established),
             cell(summary.two_answering_ms),
         )
         .expect("writing to a string does not fail");
@@ -76,10 +77,10 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "| 10 ms | `kill` | keepalived | 1 | 4 (4) | - | - | 0 of 0 |",
-                "| 100 ms | `kill` | **Baton** | 1 | 1 (1) | - | - | 0 of 0 |",
-                "| 100 ms | `kill` | keepalived | 1 | 3 (3) | - | - | 0 of 0 |",
-                "| 100 ms | `power-off` | **Baton** | 1 | 2 (2) | - | - | 0 of 0 |",
+                "| 10 ms | `kill` | keepalived | 1 | 4 (4) | - | - | 0 of 0 | - |",
+                "| 100 ms | `kill` | **Baton** | 1 | 1 (1) | - | - | 0 of 0 | - |",
+                "| 100 ms | `kill` | keepalived | 1 | 3 (3) | - | - | 0 of 0 | - |",
+                "| 100 ms | `power-off` | **Baton** | 1 | 2 (2) | - | - | 0 of 0 | - |",
             ]
         );
     }
