@@ -72,7 +72,7 @@ enum Command {
     ///
     /// SIGTERM or SIGINT yields the VIPs first (priority 0), then ends. SIGHUP reads the
     /// configuration again, as `baton reload` does. The log goes to standard error; its filter is
-    /// `log` in \[node\] or the environment variable BATON_LOG (`info`, `baton_ha=debug`, …).
+    /// `log` in `[node]` or the environment variable BATON_LOG (`info`, `baton_ha=debug`, …).
     #[command(after_help = EXIT_CODES)]
     Run {
         #[command(flatten)]
@@ -160,7 +160,7 @@ struct ConfigFile {
 
 #[derive(Debug, Args)]
 struct SocketPath {
-    /// The control socket of the daemon (`control` in [node]).
+    /// The control socket of the daemon (`control` in `[node]`).
     #[arg(short, long, value_name = "PATH", env = "BATON_SOCKET", default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
 }

@@ -5,7 +5,7 @@
 //! `cluster`, `vips`, `election` with `paths`, `checks` and `services` turn the tables into types.
 //! Whatever does not fit is reported (`problem`) with its place and what to write instead, and the
 //! reading goes on, so that one run tells everything that is wrong. No part of this looks at the
-//! machine; [`system`] does: whether its interfaces can carry what the file says. [`describe`]
+//! machine; [`system`] does: whether its interfaces can carry what the file says. [`describe()`]
 //! tells people and programs what a `Config` means, [`reload_blockers`] what a new one may change.
 //!
 //! docs/config.md lists every key.

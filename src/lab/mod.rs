@@ -8,7 +8,7 @@
 //! * `files`, [`process`]: the daemons' configuration, and how they are started and ended.
 //! * [`Lab`]: a lab in hand; [`up`], [`down`], [`status`], [`exec`]: what the commands do.
 //! * [`drill`]: canary traffic, a fault, a report.
-//! * [`bench`]: proxy mode beside other proxies.
+//! * [`mod@bench`]: proxy mode beside other proxies.
 //! * [`echo`]: the echo server of the backends.
 //! * [`cli`]: the commands.
 //!
