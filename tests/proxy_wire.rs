@@ -169,6 +169,26 @@ fn a_vip_that_leaves_takes_no_client_with_it_unnoticed() {
 }
 
 #[test]
+fn a_udp_service_on_every_address_answers_from_the_one_that_was_asked() {
+    let link = Link::new("w");
+    for (any, vip) in ["0.0.0.0", "::"].into_iter().zip(VIPS) {
+        link.vip("add", vip);
+        let (_pool, _proxy) = at_vip(&link, Protocol::Udp, any);
+        let bind = format!("{}:0", if vip.contains(':') { "[::]" } else { any });
+        let client = link.client.enter(|| UdpSocket::bind(bind).unwrap()).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        // One client at two of the relay's addresses has two sessions.
+        let own = if vip.contains(':') { "fd77::2" } else { "10.77.0.2" };
+        for asked in [vip, own, vip] {
+            let asked = SocketAddr::new(asked.parse().unwrap(), 1080);
+            client.send_to(b"x", asked).unwrap();
+            let (_, from) = client.recv_from(&mut [0; 8]).unwrap();
+            assert_eq!(from, asked);
+        }
+    }
+}
+
+#[test]
 fn replies_to_datagrams_leave_with_the_vip_as_their_source() {
     let link = Link::new("u");
     for vip in VIPS {

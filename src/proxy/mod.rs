@@ -2,7 +2,8 @@
 //!
 //! A connection's way: `listen` (a socket per worker, bound to the VIP) → `tcp` (admit,
 //! choose, connect, retry, `header`) → `join` (both directions, timeouts) → `half` (one
-//! direction: copy a little, splice a lot through a `pipe`). A datagram's: `udp`. Orders from
+//! direction: copy a little, splice a lot through a `pipe`). A datagram's:
+//! `datagram` → `udp`. Orders from
 //! outside come through `worker` and reach each session at its `seat`.
 //!
 //! A session that doesn't end properly is reset on both sides, whatever ended it: see
@@ -13,6 +14,7 @@
 //! (`listen::prepare`) and by the kernel's receive buffer, and in time by the idle timeout.
 
 mod capacity;
+mod datagram;
 mod half;
 mod header;
 mod join;

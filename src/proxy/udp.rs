@@ -1,4 +1,4 @@
-//! UDP: a session per client address, with a connected socket of its own towards its backend.
+//! UDP: a session per client address and port, with a connected socket of its own towards its backend.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -16,16 +16,17 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::capacity::Permit;
+use super::datagram::{Datagrams, Peer};
 use super::worker::Shared;
 use crate::pool::{Admin, Admission, Health, Member, Place, Pool};
 
 /// A UDP service in one worker.
 pub(crate) struct UdpFront {
     pub(crate) pool: RefCell<Arc<Pool>>,
-    socket: UdpSocket,
+    socket: Datagrams,
     /// By client. Bounded by the service's `max_connections` (over all workers): when it is
     /// reached, datagrams of new clients are dropped and counted until sessions time out.
-    sessions: RefCell<HashMap<SocketAddr, Entry>>,
+    sessions: RefCell<HashMap<Peer, Entry>>,
     shared: Rc<Shared>,
     /// No new sessions.
     closing: Cell<bool>,
@@ -51,6 +52,13 @@ const DATAGRAM_MOST: usize = 1 << 16;
 /// Datagrams that one socket may deliver before the others have their turn.
 const BATCH: usize = 64;
 
+/// What a socket still has after a batch was taken from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    Nothing,
+    Perhaps,
+}
+
 impl UdpFront {
     pub(crate) fn new(
         pool: Arc<Pool>,
@@ -59,7 +67,7 @@ impl UdpFront {
     ) -> io::Result<Self> {
         Ok(Self {
             pool: RefCell::new(pool),
-            socket: UdpSocket::from_std(socket)?,
+            socket: Datagrams::new(socket)?,
             sessions: RefCell::default(),
             shared,
             closing: Cell::new(false),
@@ -70,19 +78,26 @@ impl UdpFront {
     pub(crate) async fn carry(self: Rc<Self>) {
         let mut datagram = vec![0; DATAGRAM_MOST].into_boxed_slice();
         loop {
-            if self.socket.readable().await.is_err() {
+            let ready = self.socket.readable().await;
+            if ready.is_err() || self.take_batch(&mut datagram) == Waiting::Perhaps {
                 tokio::task::yield_now().await;
             }
-            for _ in 0..BATCH {
-                match self.socket.try_recv_from(&mut datagram) {
-                    Ok((len, client)) => self.inward(client, &datagram[..len]),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An ICMP error about a reply: that client is gone, its session times out.
-                    Err(_) => {}
-                }
-            }
-            tokio::task::yield_now().await;
         }
+    }
+
+    /// Takes in what waits, at most a batch.
+    fn take_batch(self: &Rc<Self>, datagram: &mut [u8]) -> Waiting {
+        for _ in 0..BATCH {
+            match self.socket.receive(datagram) {
+                Ok((len, peer)) => self.inward(peer, &datagram[..len]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Waiting::Nothing;
+                }
+                // An ICMP error about a reply: that client is gone, its session times out.
+                Err(_) => {}
+            }
+        }
+        Waiting::Perhaps
     }
 
     /// Sessions that are there go on, new ones are refused.
@@ -105,35 +120,32 @@ impl UdpFront {
     }
 
     /// One datagram from a client.
-    fn inward(self: &Rc<Self>, client: SocketAddr, datagram: &[u8]) {
-        let known = self.sessions.borrow().get(&client).map(|entry| Rc::clone(&entry.session));
+    fn inward(self: &Rc<Self>, peer: Peer, datagram: &[u8]) {
+        let known = self.sessions.borrow().get(&peer).map(|entry| Rc::clone(&entry.session));
         let refused = match known {
             None => None,
             Some(session) => match session.send(datagram) {
                 Ok(_) => return self.count_in(datagram.len()),
                 Err(error) if is_refusal(&error) => {
                     add_one(&session.place.member.failed);
-                    self.sessions.borrow_mut().remove(&client);
+                    self.sessions.borrow_mut().remove(&peer);
                     Some(Arc::clone(&session.place.member))
                 }
                 Err(_) => return self.drop_one(),
             },
         };
-        match self.open(client, refused.as_ref()) {
+        match self.open(peer, refused.as_ref()) {
             Some(session) if session.send(datagram).is_ok() => self.count_in(datagram.len()),
             _ => self.drop_one(),
         }
     }
 
     /// A session with a backend other than `refused`, where there is another.
-    fn open(
-        self: &Rc<Self>,
-        client: SocketAddr,
-        refused: Option<&Arc<Member>>,
-    ) -> Option<Rc<Session>> {
+    fn open(self: &Rc<Self>, peer: Peer, refused: Option<&Arc<Member>>) -> Option<Rc<Session>> {
         if self.closing.get() {
             return None;
         }
+        let client = peer.client;
         let pool = self.pool.borrow();
         let Some(permit) = self.shared.capacity.enter() else {
             add_one(&pool.counters.refused_service_limit);
@@ -160,26 +172,29 @@ impl UdpFront {
             _admission: admission,
             _permit: permit,
         });
-        let replies = Rc::clone(self).replies(client, Rc::clone(&session));
+        let replies = Rc::clone(self).replies(peer, Rc::clone(&session));
         let replies = tokio::task::spawn_local(replies).abort_handle();
         let entry = Entry { session: Rc::clone(&session), replies };
-        self.sessions.borrow_mut().insert(client, entry);
+        self.sessions.borrow_mut().insert(peer, entry);
         Some(session)
     }
 
     /// Carries a session's replies until it has been idle for too long or its backend refuses.
-    async fn replies(self: Rc<Self>, client: SocketAddr, session: Rc<Session>) {
+    async fn replies(self: Rc<Self>, peer: Peer, session: Rc<Session>) {
         let idle_timeout = self.pool.borrow().service.limits.idle_timeout;
         loop {
             let end = session.last.get() + idle_timeout;
             tokio::select! {
                 biased;
                 ready = session.upstream.readable() => {
-                    if ready.and_then(|()| self.outward(client, &session)).is_err() {
-                        add_one(&session.place.member.failed);
-                        break;
+                    match ready.and_then(|()| self.outward(peer, &session)) {
+                        Ok(Waiting::Nothing) => {}
+                        Ok(Waiting::Perhaps) => tokio::task::yield_now().await,
+                        Err(_) => {
+                            add_one(&session.place.member.failed);
+                            break;
+                        }
                     }
-                    tokio::task::yield_now().await;
                 }
                 () = sleep_until(end) => if session.last.get() + idle_timeout <= Instant::now() {
                     add_one(&self.pool.borrow().counters.idle_closed);
@@ -188,29 +203,30 @@ impl UdpFront {
             }
         }
         let mut sessions = self.sessions.borrow_mut();
-        if sessions.get(&client).is_some_and(|entry| Rc::ptr_eq(&entry.session, &session)) {
-            sessions.remove(&client);
+        if sessions.get(&peer).is_some_and(|entry| Rc::ptr_eq(&entry.session, &session)) {
+            sessions.remove(&peer);
         }
     }
 
-    /// Hands on the replies that wait. An error is the backend's refusal.
-    fn outward(&self, client: SocketAddr, session: &Session) -> io::Result<()> {
+    /// Hands on the replies that wait, at most a batch. An error is the backend's refusal.
+    fn outward(&self, peer: Peer, session: &Session) -> io::Result<Waiting> {
         let datagram = &mut *self.shared.datagram.borrow_mut();
         for _ in 0..BATCH {
             let len = match session.upstream.try_recv(datagram) {
                 Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Waiting::Nothing);
+                }
                 Err(error) => return Err(error),
             };
             session.last.set(Instant::now());
-            let sent = SockRef::from(&self.socket).send_to(&datagram[..len], &client.into());
-            if sent.is_ok() {
+            if self.socket.send(&datagram[..len], peer).is_ok() {
                 self.pool.borrow().counters.bytes_out.fetch_add(len as u64, Ordering::Relaxed);
             } else {
                 self.drop_one();
             }
         }
-        Ok(())
+        Ok(Waiting::Perhaps)
     }
 
     fn count_in(&self, bytes: usize) {
