@@ -17,7 +17,7 @@ const DATAGRAM_BUFFER: usize = 4 << 20;
 
 /// Unsent bytes at which a socket stops being writable. With it, a peer that reads slowly holds
 /// this much of our memory rather than all of `net.ipv4.tcp_wmem`'s maximum.
-const UNSENT_MOST: u32 = 512 << 10;
+const UNSENT_MOST: u32 = 1 << 20;
 
 /// A listener of its own for each worker: the kernel spreads connections over them.
 ///
