@@ -169,6 +169,56 @@ fn a_vip_that_leaves_takes_no_client_with_it_unnoticed() {
 }
 
 #[test]
+fn only_clients_that_came_to_a_vip_are_reset_when_it_leaves() {
+    let link = Link::new("a");
+    for (any, vip) in ["0.0.0.0", "::"].into_iter().zip(VIPS) {
+        link.vip("add", vip);
+        let (_pool, proxy) = at_vip(&link, Protocol::Tcp, any);
+        let own = if vip.contains(':') { "fd77::2" } else { "10.77.0.2" };
+        let mut clients = [vip, own].map(|address| {
+            let address = SocketAddr::new(address.parse().unwrap(), 1080);
+            let connect = || TcpStream::connect(address).unwrap();
+            let mut client = link.client.enter(connect).unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            client.write_all(b"x").unwrap();
+            client.read_exact(&mut [0; 1]).unwrap();
+            client
+        });
+        assert_eq!(block_on(proxy.reset([vip.parse().unwrap()])), 1);
+        assert!(is_reset(&mut clients[0]));
+        clients[1].write_all(b"y").unwrap();
+        clients[1].read_exact(&mut [0; 1]).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_daemon_leaves_no_stream_that_looks_whole() {
+    let address = backend("127.0.0.1:0", |mut stream| {
+        stream.write_all(b"half of it").unwrap();
+        hold(stream);
+    });
+    let service = service(Protocol::Tcp, &[address]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("baton.toml");
+    let config = format!(
+        "[node]\nname = \"test\"\ncontrol = \"{}/control.sock\"\n\n[[services]]\nname = \"s\"\n\
+         listen = \"{}\"\n[[services.backends]]\nname = \"b\"\naddress = \"{address}\"\n",
+        folder.path().display(),
+        service.listen
+    );
+    std::fs::write(&path, config).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
+    command.args(["run", "-c"]).arg(&path).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut daemon = Process(command.spawn().unwrap());
+    wait_until("the daemon listens", || TcpStream::connect(service.listen).is_ok());
+    let mut client = TcpStream::connect(service.listen).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    client.read_exact(&mut [0; 10]).unwrap();
+    daemon.0.kill().unwrap();
+    assert!(is_reset(&mut client));
+}
+
+#[test]
 fn a_udp_service_on_every_address_answers_from_the_one_that_was_asked() {
     let link = Link::new("w");
     for (any, vip) in ["0.0.0.0", "::"].into_iter().zip(VIPS) {

@@ -22,12 +22,12 @@ pub(crate) struct Datagrams {
     everywhere: bool,
 }
 
-/// Who talks to the service: a client, and the address at which it knows us where that is not
-/// the socket's own.
+/// Who talks to the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Peer {
     pub(crate) client: SocketAddr,
-    at: Option<IpAddr>,
+    /// The address that it came to, where that is not the socket's own.
+    pub(crate) at: Option<IpAddr>,
 }
 
 impl Datagrams {

@@ -26,6 +26,7 @@ mod udp;
 mod worker;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -34,6 +35,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use self::capacity::Capacity;
+use self::seat::Which;
 use self::worker::{Asked, Command, Key, Opened, key};
 use crate::pool::Pool;
 use crate::service::{Protocol, Service};
@@ -125,12 +127,18 @@ impl Proxy {
         Ok(())
     }
 
-    /// Resets every session on both sides, so that clients try again at once, wherever the VIP is
-    /// by then; how many there were. For when this node stops being Active: after the VIP is
-    /// removed, so that no new client comes in between (`IP_TRANSPARENT` lets the resets leave
-    /// all the same). Goes on listening.
+    /// Resets on both sides every session of a client that came to one of these addresses, so
+    /// that clients try again at once, wherever the VIP is by then; how many there were. For when
+    /// this node stops being Active: after the VIPs are removed, so that no new client comes in
+    /// between (`IP_TRANSPARENT` lets the resets leave all the same). Goes on listening.
+    pub async fn reset(&self, vips: impl IntoIterator<Item = IpAddr>) -> usize {
+        let vips: Arc<[IpAddr]> = vips.into_iter().collect();
+        self.ask_all(|| Command::Reset(Which::At(Arc::clone(&vips)))).await
+    }
+
+    /// Resets every session.
     pub async fn reset_all(&self) -> usize {
-        self.ask_all(|| Command::ResetAll).await
+        self.ask_all(|| Command::Reset(Which::All)).await
     }
 
     /// Stops accepting for good; sessions go on.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -15,9 +16,20 @@ pub(crate) struct Seats {
     next: Cell<u64>,
 }
 
+/// Which sessions are meant.
+#[derive(Debug, Clone)]
+pub(crate) enum Which {
+    /// All of them.
+    All,
+    /// Those of clients that came to one of these addresses.
+    At(Arc<[IpAddr]>),
+}
+
 /// A session, as its worker sees it.
 #[derive(Debug)]
 pub(crate) struct Seat {
+    /// The address that the client came to.
+    at: IpAddr,
     member: RefCell<Option<(Arc<Member>, Phase)>>,
     order: Cell<Option<Order>>,
     waker: RefCell<Option<Waker>>,
@@ -51,8 +63,10 @@ pub(crate) struct Seated {
 }
 
 impl Seats {
-    pub(crate) fn sit(self: &Rc<Self>) -> Seated {
+    /// A seat for a client that came to that address.
+    pub(crate) fn sit(self: &Rc<Self>, at: IpAddr) -> Seated {
         let seat = Rc::new(Seat {
+            at,
             member: RefCell::default(),
             order: Cell::default(),
             waker: RefCell::default(),
@@ -67,11 +81,11 @@ impl Seats {
         self.taken.borrow().len()
     }
 
-    /// Resets every session; how many there are.
-    pub(crate) fn reset_all(&self) -> usize {
+    /// Resets sessions; how many.
+    pub(crate) fn reset(&self, which: &Which) -> usize {
         let taken = self.taken.borrow();
-        taken.values().for_each(|seat| seat.tell(Order::Yield));
-        taken.len()
+        let meant = taken.values().filter(|seat| which.covers(seat.at));
+        meant.inspect(|seat| seat.tell(Order::Yield)).count()
     }
 
     /// Tells the sessions whose member has changed in a way that matters to them.
@@ -84,9 +98,18 @@ impl Seats {
     }
 }
 
+impl Which {
+    pub(crate) fn covers(&self, at: IpAddr) -> bool {
+        match self {
+            Self::All => true,
+            Self::At(addresses) => addresses.contains(&at),
+        }
+    }
+}
+
 impl Seat {
-    /// Says which member the session is at now, and how far.
-    pub(crate) fn at(&self, member: &Arc<Member>, phase: Phase) {
+    /// Says which member the session has now, and how far it is with it.
+    pub(crate) fn has(&self, member: &Arc<Member>, phase: Phase) {
         *self.member.borrow_mut() = Some((Arc::clone(member), phase));
     }
 

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use tracing::{debug, trace, warn};
 use super::header::Header;
 use super::join::{End, join};
 use super::listen;
-use super::seat::{Order, Phase, Seat, Seated, Seats};
+use super::seat::{Order, Phase, Seat, Seated, Seats, Which};
 use super::worker::Shared;
 use crate::pool::{Admission, Member, Place, Pool};
 use crate::service::ProxyProtocol;
@@ -75,13 +75,28 @@ impl TcpFront {
         *self.listener.borrow_mut() = None;
     }
 
-    /// Resets every session, and what waits in the kernel's queue; how many there were.
-    pub(crate) fn reset_all(&self) -> usize {
+    /// Resets sessions, and what waits in the kernel's queue; how many there were.
+    pub(crate) fn reset(self: &Rc<Self>, which: &Which) -> usize {
         let mut waiting = 0;
-        // What is accepted is dropped, and so reset.
-        self.poll_waiting(|_, _| waiting += 1);
+        self.poll_waiting(|client, peer| {
+            if which.covers(self.came_to(&client)) {
+                // Dropped, and so reset.
+                waiting += 1;
+            } else {
+                self.take(client, peer);
+            }
+        });
         self.pool.borrow().counters.reset_on_yield.fetch_add(waiting, Ordering::Relaxed);
-        self.seats.reset_all() + waiting as usize
+        self.seats.reset(which) + waiting as usize
+    }
+
+    /// The address that a client came to: the service's, unless that is every address.
+    fn came_to(&self, client: &TcpStream) -> IpAddr {
+        let listen = self.pool.borrow().service.listen.ip();
+        if !listen.is_unspecified() {
+            return listen;
+        }
+        client.local_addr().map_or(listen, |address| address.ip())
     }
 
     fn poll_waiting(&self, mut each: impl FnMut(TcpStream, SocketAddr)) {
@@ -121,7 +136,7 @@ impl TcpFront {
         };
         let Ok(admission) = pool.admit(peer.ip()) else { return };
         // It has its seat from here on, so that an order that comes next finds it.
-        let seat = self.seats.sit();
+        let seat = self.seats.sit(self.came_to(&client));
         let front = Rc::clone(self);
         drop(pool);
         tokio::task::spawn_local(async move {
@@ -198,7 +213,7 @@ impl TcpFront {
                 });
             };
             let limits = &pool.service.limits;
-            seat.at(&place.member, Phase::Connecting);
+            seat.has(&place.member, Phase::Connecting);
             let attempt = timeout(limits.connect_timeout, attempt(&pool, &place, client, peer));
             tokio::select! {
                 biased;
@@ -209,7 +224,7 @@ impl TcpFront {
                 connected = attempt => match connected.unwrap_or(Err(Errno::ETIMEDOUT.into())) {
                     // Its health may have been found out just now.
                     Ok(backend) if place.member.usable() => {
-                        seat.at(&place.member, Phase::Joined);
+                        seat.has(&place.member, Phase::Joined);
                         return Ok((backend, place));
                     }
                     Ok(_) => {}

@@ -17,6 +17,7 @@ use tracing::debug;
 
 use super::capacity::Permit;
 use super::datagram::{Datagrams, Peer};
+use super::seat::Which;
 use super::worker::Shared;
 use crate::pool::{Admin, Admission, Health, Member, Place, Pool};
 
@@ -105,10 +106,13 @@ impl UdpFront {
         self.closing.set(true);
     }
 
-    /// Ends every session; how many there were.
-    pub(crate) fn end_all(&self) -> usize {
-        let ended = std::mem::take(&mut *self.sessions.borrow_mut());
-        ended.len()
+    /// Ends sessions; how many.
+    pub(crate) fn reset(&self, which: &Which) -> usize {
+        let listen = self.pool.borrow().service.listen.ip();
+        let mut sessions = self.sessions.borrow_mut();
+        let before = sessions.len();
+        sessions.retain(|peer, _| !which.covers(peer.at.unwrap_or(listen)));
+        before - sessions.len()
     }
 
     /// Ends the sessions whose backend is down or disabled: their next datagram goes to another.

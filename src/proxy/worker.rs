@@ -17,6 +17,7 @@ use tracing::warn;
 use super::capacity::Capacity;
 use super::half::{COPIED_MOST, Tools};
 use super::pipe::Pipes;
+use super::seat::Which;
 use super::tcp::TcpFront;
 use super::udp::UdpFront;
 use crate::pool::Pool;
@@ -53,8 +54,8 @@ pub(crate) enum Command {
     Close(Key),
     /// Stop accepting, everywhere.
     CloseAll,
-    /// Reset every session; the answer is how many there were.
-    ResetAll,
+    /// Reset sessions; the answer is how many there were.
+    Reset(Which),
     /// Count the TCP sessions.
     Count,
 }
@@ -132,7 +133,7 @@ impl Worker {
             let _ = answer.send(done);
         }
         self.close_all();
-        self.reset_all();
+        self.reset(&Which::All);
         // Each session has only to drop its sockets; the bound is for the unforeseen.
         for _ in 0..1000 {
             if self.sessions() == 0 {
@@ -153,7 +154,7 @@ impl Worker {
             Command::Renew(pool) => self.renew(pool),
             Command::Close(key) => self.close(key),
             Command::CloseAll => self.close_all(),
-            Command::ResetAll => return self.reset_all(),
+            Command::Reset(which) => return self.reset(&which),
             Command::Count => return self.sessions(),
         }
         0
@@ -185,7 +186,7 @@ impl Worker {
                     front.tasks[0].abort();
                 }
                 Kind::Udp(udp) => {
-                    udp.end_all();
+                    udp.reset(&Which::All);
                     front.tasks.iter().for_each(AbortHandle::abort);
                 }
             }
@@ -204,10 +205,13 @@ impl Worker {
         }
     }
 
-    fn reset_all(&self) -> usize {
-        let closed: usize = self.closed.iter().map(|tcp| tcp.reset_all()).sum();
-        let served: usize = self.fronts.iter().map(|front| front.kind.reset_all()).sum();
-        closed + served
+    fn reset(&self, which: &Which) -> usize {
+        let closed: usize = self.closed.iter().map(|tcp| tcp.reset(which)).sum();
+        let served = self.fronts.iter().map(|front| match &front.kind {
+            Kind::Tcp(tcp) => tcp.reset(which),
+            Kind::Udp(udp) => udp.reset(which),
+        });
+        closed + served.sum::<usize>()
     }
 
     fn sessions(&self) -> usize {
@@ -242,15 +246,6 @@ impl Front {
                 let heed = on_change(changes, move || heeding.heed_members());
                 Ok((Kind::Udp(Rc::clone(&front)), [spawn(front.carry()), spawn(heed)]))
             }
-        }
-    }
-}
-
-impl Kind {
-    fn reset_all(&self) -> usize {
-        match self {
-            Kind::Tcp(tcp) => tcp.reset_all(),
-            Kind::Udp(udp) => udp.end_all(),
         }
     }
 }
