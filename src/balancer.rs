@@ -184,32 +184,32 @@ impl Balancer {
     /// Resets the sessions on the VIPs whenever this node has stopped being Active. Returns only
     /// when the HA thread has ended.
     async fn follow_election(&self) {
-        let Some((_, handle)) = &self.election else { return std::future::pending().await };
+        let Some((ha, handle)) = &self.election else { return std::future::pending().await };
         let mut view = handle.view();
         let mut before = active_since(&view.borrow_and_update());
         while view.changed().await.is_ok() {
             let after = active_since(&view.borrow_and_update());
             if before.is_some() && before != after {
-                self.reset_sessions("this node is no longer Active").await;
+                self.reset_sessions(ha, "this node is no longer Active").await;
             }
             before = after;
         }
     }
 
-    async fn reset_sessions(&self, why: &str) {
-        let sessions = self.proxy.reset_all().await;
+    async fn reset_sessions(&self, ha: &HaConfig, why: &str) {
+        let sessions = self.proxy.reset(ha.vips.iter().map(|vip| vip.address)).await;
         if sessions > 0 {
             tracing::info!(sessions, why, "sessions reset");
         }
     }
 
-    /// Yields first; then the sessions end: at once where there are VIPs, which this node has
-    /// given away, otherwise by themselves within the grace.
+    /// Yields first, and resets the sessions on VIPs, which this node has given away; those on
+    /// its own addresses end by themselves within the grace.
     async fn stop(&self) {
-        if let Some((_, handle)) = &self.election {
+        if let Some((ha, handle)) = &self.election {
             // Accepting goes on until the VIPs are gone: no client is refused in between.
             handle.shutdown().await;
-            return self.reset_sessions("this node stops").await;
+            self.reset_sessions(ha, "this node stops").await;
         }
         self.proxy.stop_accepting().await;
         let grace = self.live.lock().await.config.node.shutdown_grace;
