@@ -17,6 +17,14 @@ step() {
     printf '\n%s%d. %s%s\n' "$bold" "$number" "$*" "$plain"
 }
 indent() { sed 's/^\(.\)/   \1/'; }
+# The table of a drill; what it said on the way only if it failed.
+drill() {
+    if ! "$baton" drill "$@" --report "$work/drill.json" >"$work/table" 2>"$work/log"; then
+        cat "$work/log" >&2
+        return 1
+    fi
+    indent <"$work/table"
+}
 in_lab() {
     local node=$1
     shift
@@ -36,7 +44,7 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM
 
 step "A client, two relays, two backends with real Dante SOCKS servers, each a network namespace"
-"$baton" lab up --name "$lab" 2>&1 | sed -n '/^lab:/s/^lab:/  /p'
+"$baton" lab up --name "$lab" 2>&1 | sed -e '/^Next:/,$d' -e 's/^lab:/  /'
 
 step "relay1 is Active: it has the VIP $vip; relay2 is Backup and waits for its adverts to stop"
 in_lab relay1 "$baton" status | sed -n '1,/^$/p' | indent
@@ -81,12 +89,11 @@ in_lab relay2 "$baton" status | sed -n '1,/^$/p' | indent
 "$baton" lab down --name "$lab" >/dev/null 2>&1
 
 step "The same as a drill, in a lab of its own, under load: long-lived and new connections, UDP"
-"$baton" drill kill --report "$work/kill.json" 2>/dev/null | indent
+drill kill
 
 step "The same with an advert every 10 ms; and a planned takeover, which fails no new connection"
 for fault in kill takeover; do
-    "$baton" drill "$fault" --advert-interval 10ms --report "$work/$fault.json" 2>/dev/null |
-        sed '/^  Steps/,$d' | indent
+    drill "$fault" --advert-interval 10ms | sed '/^ *Steps/,$d'
 done
 
 cat <<'TXT'

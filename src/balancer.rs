@@ -318,6 +318,7 @@ impl Balancer {
 
 impl Answer for Balancer {
     async fn answer(&self, request: Request) -> Reply {
+        let name = format!("{request:?}");
         let done = match request {
             Request::Status => return Reply::ok(self.status().await),
             Request::Takeover => self.takeover().await,
@@ -327,7 +328,10 @@ impl Answer for Balancer {
         };
         match done {
             Ok(done) => Reply::ok(done),
-            Err(error) => Reply::Error(format!("{error:#}")),
+            Err(error) => {
+                tracing::warn!("{name}: {error:#}");
+                Reply::Error(format!("{error:#}"))
+            }
         }
     }
 }

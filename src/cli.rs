@@ -50,7 +50,7 @@ First steps:
   baton lab up                       a relay pair with real SOCKS servers, in namespaces
   baton lab exec relay1 -- baton status
   baton drill kill                   kill the Active under load: what did clients see?
-  baton check -c config/relay1.toml  what a configuration file means
+  baton check --offline -c FILE      what a configuration file means
 
 Exit codes:
   0  done
@@ -116,20 +116,27 @@ enum Command {
     },
     /// Stop being Active now, and let another node claim the VIPs.
     ///
-    /// Waits until another node is heard as Active. If none claims the VIPs, this node takes them
-    /// back and the command fails.
+    /// Waits until another node is heard as Active. If none claims the VIPs within
+    /// Active_Down_Interval, this node takes them back and the command fails; until then nobody
+    /// has them.
     #[command(after_help = EXIT_CODES)]
     Yield {
         #[command(flatten)]
         asked: Asked,
     },
     /// Give a backend no new connections; those it has end by themselves.
+    ///
+    /// On this node, until its daemon ends: say it on each node.
     #[command(after_help = EXIT_CODES)]
     Drain(BackendArgs),
     /// Use a backend again.
+    ///
+    /// On this node: say it on each node.
     #[command(after_help = EXIT_CODES)]
     Enable(BackendArgs),
     /// Give a backend no new connections and reset those it has.
+    ///
+    /// On this node, until its daemon ends: say it on each node.
     #[command(after_help = EXIT_CODES)]
     Disable(BackendArgs),
     /// Read the configuration file again.

@@ -85,6 +85,9 @@ pub enum AskError {
         #[source]
         source: io::Error,
     },
+    /// The socket is there, but not for this user.
+    #[error("the control socket {0} is for root: run this as root, or with sudo")]
+    Forbidden(PathBuf),
     /// The daemon went away or said something that is not an answer.
     #[error("the daemon on {socket} gave no answer")]
     NoAnswer {
@@ -98,8 +101,10 @@ pub enum AskError {
 
 /// Asks the daemon and waits for its answer, at most `patience`.
 pub fn ask(socket: &Path, request: &Request, patience: Duration) -> Result<Reply, AskError> {
-    let stream = StdUnixStream::connect(socket)
-        .map_err(|source| AskError::Unreachable { socket: socket.to_owned(), source })?;
+    let stream = StdUnixStream::connect(socket).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => AskError::Forbidden(socket.to_owned()),
+        _ => AskError::Unreachable { socket: socket.to_owned(), source },
+    })?;
     exchange(stream, request, patience)
         .map_err(|source| AskError::NoAnswer { socket: socket.to_owned(), source })
 }

@@ -397,7 +397,7 @@ impl Election {
                 addresses.join(" "),
                 match peer.state {
                     PeerState::Active => "Active",
-                    PeerState::Yielded => "yielded",
+                    PeerState::Yielded => "yielded: Backup, or gone",
                     PeerState::Silent => "silent: Backup, or gone",
                     PeerState::NeverHeard => "never heard: Backup, or gone",
                 }

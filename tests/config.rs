@@ -326,7 +326,7 @@ fn a_pairs_file_is_described() {
     let config = Config::load(&root().join("config/relay1.toml")).expect("correct");
     let expected = "\
 node      relay1: one worker per core, control /run/baton/control.sock
-          after SIGTERM connections have 10s to end
+          after SIGTERM connections on own addresses have 10s to end, those on VIPs none
 cluster   lab with relay2 (10.77.0.3, 10.78.0.3)
 election  VRID 51, priority 200: takes over from a lower priority
           adverts every 100ms on front, IPv4: multicast

@@ -138,7 +138,11 @@ pub enum Refused {
     #[error("this node is not Active, so it has nothing to yield")]
     NotActive,
     /// Nobody claimed the VIPs in time; this node has claimed them again.
-    #[error("no other node claimed the VIPs within {0:?}; this node is Active again")]
+    #[error(
+        "no other node claimed the VIPs within {} ms, so this node has them again: is another \
+         node running, and does it hear this one (`baton status` there)?",
+        .0.as_millis()
+    )]
     Unclaimed(Duration),
     /// Another command came before this one had come to its end.
     #[error("another command came in between")]

@@ -38,7 +38,10 @@ fn header(out: &mut String, config: &Config) -> fmt::Result {
     };
     writeln!(out, "node      {}: {workers}, control {}", node.name, node.control.display())?;
     let grace = show_duration(node.shutdown_grace);
-    writeln!(out, "          after SIGTERM connections have {grace} to end")?;
+    writeln!(
+        out,
+        "          after SIGTERM connections on own addresses have {grace} to end, those on VIPs none"
+    )?;
     let Some(ha) = &config.ha else {
         return writeln!(out, "election  none: no VIPs, this node balances on its own addresses");
     };

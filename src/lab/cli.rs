@@ -196,7 +196,10 @@ fn up(options: &LabOptions) -> anyhow::Result<()> {
         name => format!(" --name {name}"),
     };
     match made {
-        Up::Already => eprintln!("lab: '{}' is up already", options.name),
+        Up::Already => eprintln!(
+            "lab: '{}' is up already, as it was made; `baton lab down{flag}` first to change it",
+            options.name
+        ),
         Up::Made { active } => eprintln!("lab: '{}' is up, {active} is Active", options.name),
     }
     eprintln!(
