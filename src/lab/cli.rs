@@ -96,6 +96,9 @@ pub enum LabCommand {
         #[arg(long, value_name = "N", default_value_t = 3,
               value_parser = clap::value_parser!(u8).range(1..=99))]
         runs: u8,
+        /// TCP congestion control, such as cubic or bbr; this machine's unless given.
+        #[arg(long, value_name = "NAME")]
+        congestion: Option<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -146,9 +149,10 @@ impl LabCommand {
                 match super::exec(&name.name, &node, &command)? {}
             }
             Self::Figures { reports } => figures(&reports)?,
-            Self::Bench { seconds, runs, json, report } => {
+            Self::Bench { seconds, runs, congestion, json, report } => {
                 let (runs, binary) = (runs.into(), program(None)?);
-                return bench(&BenchOptions { seconds, runs, binary }, json, &report);
+                let options = BenchOptions { seconds, runs, congestion, binary };
+                return bench(&options, json, &report);
             }
             Self::ServeEcho { port } => super::echo::serve(port)?,
         }

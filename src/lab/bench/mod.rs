@@ -30,6 +30,8 @@ pub struct BenchOptions {
     pub seconds: u32,
     /// Rounds; medians are of so many.
     pub runs: usize,
+    /// TCP congestion control in every namespace; `None`: this machine's.
+    pub congestion: Option<String>,
     /// The `baton` program.
     pub binary: PathBuf,
 }
@@ -46,8 +48,16 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 /// The lab could not be made, a contender or a load failed, or a signal came. The lab is gone in
 /// any case.
 pub fn run(options: &BenchOptions, say: &mut dyn FnMut(&str)) -> Result<Report, LabError> {
-    let machine = Machine::look();
+    let load_before = report::load_average();
     let mut lab = Lab::build(lab_options(options), say)?;
+    if let Some(name) = &options.congestion {
+        for node in &lab.topology.nodes {
+            lab.netns(&node.name)
+                .sysctl(&[("net.ipv4.tcp_congestion_control", name)])
+                .doing("setting the congestion control")?;
+        }
+    }
+    let machine = lab.netns(RELAY).enter(|| Machine::look(load_before)).doing("entering")?;
     for node in ["backend1", "backend2"] {
         let port = IPERF_PORT.to_string();
         lab.start(node, &Daemon::new("iperf3", "iperf3", ["-s", "-p", &port]))?;

@@ -72,16 +72,25 @@ pub struct Sample {
 }
 
 impl Machine {
-    pub(super) fn look() -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let word = |text: String| text.split_whitespace().next().unwrap_or_default().to_owned();
+    /// As it is seen from the network namespace of the caller.
+    pub(super) fn look(load_before: f64) -> Self {
         Self {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
-            kernel: word(read("/proc/sys/kernel/osrelease")),
-            congestion_control: word(read("/proc/sys/net/ipv4/tcp_congestion_control")),
-            load_before: word(read("/proc/loadavg")).parse().unwrap_or(0.0),
+            kernel: first_word("/proc/sys/kernel/osrelease"),
+            congestion_control: first_word("/proc/sys/net/ipv4/tcp_congestion_control"),
+            load_before,
         }
     }
+}
+
+/// Load average of the last minute.
+pub(super) fn load_average() -> f64 {
+    first_word("/proc/loadavg").parse().unwrap_or(0.0)
+}
+
+fn first_word(path: &str) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
 impl Sample {
@@ -241,8 +250,9 @@ mod tests {
 
     #[test]
     fn medians_and_ratios_are_those_of_the_rounds() {
-        let machine = Machine::look();
-        let options = BenchOptions { seconds: 4, runs: 3, binary: "baton".into() };
+        let machine = Machine::look(0.0);
+        let options =
+            BenchOptions { seconds: 4, runs: 3, congestion: None, binary: "baton".into() };
         let of = |rates: [f64; 3]| rates.map(|rate| sample(rate, 1.0)).to_vec();
         let samples = [of([9.0, 6.0, 1.0]), of([3.0, 1.0, 9.0]), of([1.0; 3]), of([1.0; 3])];
         let report = Report::new(machine, &options, &samples);
