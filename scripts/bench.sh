@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proxy mode beside HAProxy and nginx stream on one relay, in one run. BENCH_SECONDS is the length
-# of each load (there are 4 × 4 × BENCH_RUNS of them), BENCH_RUNS the rounds; further arguments
+# of each load (there are 5 × 4 × BENCH_RUNS of them), BENCH_RUNS the rounds; further arguments
 # (--congestion cubic, --json, --report FILE) go to `baton lab bench`.
 set -euo pipefail
 

@@ -2,13 +2,14 @@
 //! address, one by source address for iperf3, one in turn for the web servers.
 
 use std::fmt::Write;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 use super::RELAY;
 use super::load::IPERF_PORT;
 use crate::lab::process::Daemon;
 use crate::lab::topology::{HTTP_PORT, Role, Segment, Topology};
+use crate::lab::{Lab, LabError};
 
 /// A proxy that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,9 @@ pub(super) enum Contender {
     Haproxy,
     HaproxySplice,
     Nginx,
+    /// No relay: the client talks to a backend, through the switch. What the load itself costs,
+    /// and so what no relay can surpass here.
+    Direct,
 }
 
 /// The services: name, port, and whether clients stay with a backend.
@@ -28,8 +32,8 @@ const CONNECTIONS: u32 = 4000;
 const THREADS: u32 = 2;
 
 impl Contender {
-    pub(super) const ALL: [Self; 4] =
-        [Self::Baton, Self::Haproxy, Self::HaproxySplice, Self::Nginx];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Baton, Self::Haproxy, Self::HaproxySplice, Self::Nginx, Self::Direct];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -37,50 +41,51 @@ impl Contender {
             Self::Haproxy => "haproxy",
             Self::HaproxySplice => "haproxy-splice",
             Self::Nginx => "nginx-stream",
+            Self::Direct => "no-relay",
         }
     }
 
-    /// The name of its configuration in the lab's directory.
-    pub(super) fn file(self) -> &'static str {
+    /// Its configuration: name in the lab's directory, and text.
+    fn configuration(self, topology: &Topology, dir: &Path) -> (&'static str, String) {
         match self {
-            Self::Baton => "bench-baton.toml",
-            Self::Haproxy => "bench-haproxy.cfg",
-            Self::HaproxySplice => "bench-haproxy-splice.cfg",
-            Self::Nginx => "bench-nginx.conf",
-        }
-    }
-
-    pub(super) fn daemon(self, baton: &Path, file: &str) -> Daemon {
-        match self {
-            Self::Baton => Daemon::new(self.name(), baton, ["run", "-c", file]),
-            Self::Haproxy | Self::HaproxySplice => {
-                Daemon::new(self.name(), "haproxy", ["-db", "-f", file])
+            Self::Baton => ("bench-baton.toml", baton(topology, dir)),
+            Self::Haproxy => ("bench-haproxy.cfg", haproxy(topology, "")),
+            Self::HaproxySplice => {
+                ("bench-haproxy-splice.cfg", haproxy(topology, "  option splice-auto\n"))
             }
-            Self::Nginx => Daemon::new(self.name(), "nginx", ["-e", "stderr", "-c", file]),
+            Self::Nginx => ("bench-nginx.conf", nginx(topology, dir)),
+            Self::Direct => ("bench-no-relay", String::new()),
         }
     }
 
-    pub(super) fn configuration(self, topology: &Topology, dir: &Path) -> String {
+    /// What runs on the relay, its configuration written; `None` where nothing does.
+    pub(super) fn daemon(self, lab: &Lab) -> Result<Option<Daemon>, LabError> {
+        let (name, text) = self.configuration(&lab.topology, &lab.dir);
+        let file = lab.write(name, &text)?;
+        let (program, args): (PathBuf, &[&str]) = match self {
+            Self::Baton => (lab.options.binary.clone(), &["run", "-c", &file]),
+            Self::Haproxy | Self::HaproxySplice => ("haproxy".into(), &["-db", "-f", &file]),
+            Self::Nginx => ("nginx".into(), &["-e", "stderr", "-c", &file]),
+            Self::Direct => return Ok(None),
+        };
+        Ok(Some(Daemon::new(self.name(), program, args.iter().copied())))
+    }
+
+    /// The address that the client talks to.
+    pub(super) fn address(self, topology: &Topology) -> Ipv4Addr {
         match self {
-            Self::Baton => baton(topology, dir),
-            Self::Haproxy => haproxy(topology, ""),
-            Self::HaproxySplice => haproxy(topology, "  option splice-auto\n"),
-            Self::Nginx => nginx(topology, dir),
+            Self::Direct => backends(topology).next().expect("every lab has backends").1,
+            _ => front(topology),
         }
     }
 }
 
-/// The address that clients use.
-pub(super) fn front(topology: &Topology) -> Ipv4Addr {
+fn front(topology: &Topology) -> Ipv4Addr {
     topology
         .node(RELAY)
         .and_then(|relay| relay.link(Segment::Front))
         .expect("every lab has a first relay, with a link to the front")
         .v4
-}
-
-pub(super) fn web(topology: &Topology) -> SocketAddr {
-    (front(topology), HTTP_PORT).into()
 }
 
 fn backends(topology: &Topology) -> impl Iterator<Item = (&str, Ipv4Addr)> {

@@ -1,7 +1,9 @@
 //! What the client does to the relay: iperf3 and wrk, and what they say of it.
 
-use super::contender::{front, web};
+use std::net::Ipv4Addr;
+
 use crate::lab::netns::run;
+use crate::lab::topology::HTTP_PORT;
 use crate::lab::{Doing, Lab, LabError};
 
 /// Where the backends' iperf3 listens.
@@ -40,13 +42,18 @@ impl Load {
     pub(super) const ALL: [Self; 4] =
         [Self::Upload, Self::Download, Self::Requests, Self::Connections];
 
-    /// Puts it on the relay for so long.
-    pub(super) fn put(self, lab: &Lab, seconds: u32) -> Result<Carried, LabError> {
-        let (front, web) = (front(&lab.topology).to_string(), web(&lab.topology));
+    /// Puts it on what is at that address for so long.
+    pub(super) fn put(
+        self,
+        lab: &Lab,
+        address: Ipv4Addr,
+        seconds: u32,
+    ) -> Result<Carried, LabError> {
+        let (host, url) = (address.to_string(), format!("http://{address}:{HTTP_PORT}/"));
         let time = seconds.to_string();
         let (port, parallel) = (IPERF_PORT.to_string(), IPERF_CONNECTIONS.to_string());
-        let iperf = ["-c", &front, "-p", &port, "-P", &parallel, "-t", &time, "-J"];
-        let (url, connections) = (format!("http://{web}/"), WRK_CONNECTIONS.to_string());
+        let iperf = ["-c", &host, "-p", &port, "-P", &parallel, "-t", &time, "-J"];
+        let connections = WRK_CONNECTIONS.to_string();
         let wrk = ["-t", "1", "-c", &connections, "-d", &time];
         let (program, args) = match self {
             Self::Upload => ("iperf3", iperf.to_vec()),

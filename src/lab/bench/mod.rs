@@ -1,11 +1,12 @@
 //! The bench: proxy mode beside HAProxy and nginx stream, in turn on the same relay of one lab,
-//! under the same load.
+//! under the same load; and the load without a relay.
 //!
 //! Client, relay and backends share this machine's cores, so figures compare within one run only,
 //! and the processor time of the relay's own processes says more than the rates. Each round takes
 //! every contender in turn, so that what else the machine does falls on all of them; medians of
 //! the rounds are reported.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ pub use report::{Report, render};
 use super::build::{READY_PATIENCE, accepts};
 use super::drill::check_signals;
 use super::process::{Daemon, Lifetime};
+use super::topology::HTTP_PORT;
 use super::{Doing, Lab, LabError, LabOptions, Servers, Software};
 
 /// What a bench is to do.
@@ -51,13 +53,10 @@ pub fn run(options: &BenchOptions, say: &mut dyn FnMut(&str)) -> Result<Report, 
     let load_before = report::load_average();
     let mut lab = Lab::build(lab_options(options), say)?;
     if let Some(name) = &options.congestion {
-        for node in &lab.topology.nodes {
-            lab.netns(&node.name)
-                .sysctl(&[("net.ipv4.tcp_congestion_control", name)])
-                .doing("setting the congestion control")?;
-        }
+        say(&format!("congestion control: {name}"));
+        set_congestion(&lab, name)?;
     }
-    let machine = lab.netns(RELAY).enter(|| Machine::look(load_before)).doing("entering")?;
+    let machine = Machine::look(load_before, options.congestion.as_deref());
     for node in ["backend1", "backend2"] {
         let port = IPERF_PORT.to_string();
         lab.start(node, &Daemon::new("iperf3", "iperf3", ["-s", "-p", &port]))?;
@@ -75,6 +74,21 @@ pub fn run(options: &BenchOptions, say: &mut dyn FnMut(&str)) -> Result<Report, 
     Ok(Report::new(machine, options, &samples))
 }
 
+/// By the routes of every node: the sysctl of a namespace takes only what the host's administrator
+/// allows to everyone.
+fn set_congestion(lab: &Lab, name: &str) -> Result<(), LabError> {
+    for node in &lab.topology.nodes {
+        for link in &node.links {
+            let (network, interface) = (link.segment.v4(0), link.segment.interface());
+            let scope = format!("dev {interface} proto kernel scope link src {}", link.v4);
+            lab.netns(&node.name)
+                .ip(&format!("route change {network}/24 {scope} congctl {name}"))
+                .doing("setting the congestion control")?;
+        }
+    }
+    Ok(())
+}
+
 fn lab_options(options: &BenchOptions) -> LabOptions {
     LabOptions {
         name: format!("drill-bench-{}", std::process::id()),
@@ -89,14 +103,16 @@ fn lab_options(options: &BenchOptions) -> LabOptions {
 
 /// One contender under every load.
 fn measure(lab: &mut Lab, contender: Contender, seconds: u32) -> Result<Sample, LabError> {
-    let file = lab.write(contender.file(), &contender.configuration(&lab.topology, &lab.dir))?;
-    lab.start(RELAY, &contender.daemon(&lab.options.binary, &file))?;
-    await_listening(lab, contender)?;
+    if let Some(daemon) = contender.daemon(lab)? {
+        lab.start(RELAY, &daemon)?;
+    }
+    let address = contender.address(&lab.topology);
+    await_listening(lab, contender, address)?;
     let mut sample = Sample::default();
     for load in Load::ALL {
         check_signals()?;
         let before = cpu_seconds(lab)?;
-        let carried = load.put(lab, seconds)?;
+        let carried = load.put(lab, address, seconds)?;
         sample.add(load, carried, cpu_seconds(lab)? - before);
     }
     if let Some(process) = lab.process(RELAY, contender.name()) {
@@ -111,10 +127,10 @@ fn measure(lab: &mut Lab, contender: Contender, seconds: u32) -> Result<Sample, 
     Ok(sample)
 }
 
-fn await_listening(lab: &mut Lab, contender: Contender) -> Result<(), LabError> {
+fn await_listening(lab: &mut Lab, contender: Contender, address: Ipv4Addr) -> Result<(), LabError> {
     let client = lab.netns("client");
     let deadline = Instant::now() + READY_PATIENCE;
-    let web = contender::web(&lab.topology);
+    let web = SocketAddr::new(address.into(), HTTP_PORT);
     while !client.enter(|| accepts(web)).doing("entering the client")? {
         lab.check_daemon(RELAY, contender.name())?;
         check_signals()?;

@@ -29,7 +29,7 @@ pub struct Machine {
     pub cores: usize,
     /// Kernel release.
     pub kernel: String,
-    /// The kernel's TCP congestion control.
+    /// TCP congestion control in force.
     pub congestion_control: String,
     /// Load average of the last minute before the bench.
     pub load_before: f64,
@@ -38,7 +38,8 @@ pub struct Machine {
 /// What was measured of one proxy.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Relay {
-    /// `baton`, `haproxy`, `haproxy-splice` or `nginx-stream`.
+    /// `baton`, `haproxy`, `haproxy-splice`, `nginx-stream`, or `no-relay`: client and backend
+    /// with only the switch between them.
     pub name: &'static str,
     /// Medians of the rounds.
     pub median: Sample,
@@ -72,12 +73,13 @@ pub struct Sample {
 }
 
 impl Machine {
-    /// As it is seen from the network namespace of the caller.
-    pub(super) fn look(load_before: f64) -> Self {
+    /// This machine, with a congestion control that isn't its own where one was asked for.
+    pub(super) fn look(load_before: f64, congestion: Option<&str>) -> Self {
+        let default = || first_word("/proc/sys/net/ipv4/tcp_congestion_control");
         Self {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             kernel: first_word("/proc/sys/kernel/osrelease"),
-            congestion_control: first_word("/proc/sys/net/ipv4/tcp_congestion_control"),
+            congestion_control: congestion.map_or_else(default, str::to_owned),
             load_before,
         }
     }
@@ -250,11 +252,12 @@ mod tests {
 
     #[test]
     fn medians_and_ratios_are_those_of_the_rounds() {
-        let machine = Machine::look(0.0);
+        let machine = Machine::look(0.0, None);
         let options =
             BenchOptions { seconds: 4, runs: 3, congestion: None, binary: "baton".into() };
         let of = |rates: [f64; 3]| rates.map(|rate| sample(rate, 1.0)).to_vec();
-        let samples = [of([9.0, 6.0, 1.0]), of([3.0, 1.0, 9.0]), of([1.0; 3]), of([1.0; 3])];
+        let samples =
+            [of([9.0, 6.0, 1.0]), of([3.0, 1.0, 9.0]), of([1.0; 3]), of([1.0; 3]), of([1.0; 3])];
         let report = Report::new(machine, &options, &samples);
         assert_eq!(report.relays[0].median.requests_per_s, 6.0);
         assert_eq!(report.relays[0].ratio.requests_per_s, 2.0);
