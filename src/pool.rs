@@ -209,7 +209,12 @@ impl Member {
     fn open(&self, tried: &[Arc<Member>]) -> bool {
         self.admin() == Admin::Enabled
             && self.connections.load(Ordering::Relaxed) < self.backend.max_connections
-            && !tried.iter().any(|member| Arc::ptr_eq(&member.standing, &self.standing))
+            && !tried.iter().any(|member| member.is(self))
+    }
+
+    /// Whether it is the same backend, be it before or after a reload.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.standing, &other.standing)
     }
 
     fn candidate(&self) -> Candidate<'_> {
@@ -364,6 +369,9 @@ impl Pool {
 
     /// The pool of the same service after a reload. Counters and limits go on; members of the
     /// same name and address keep health, what the operator said, and their connections.
+    ///
+    /// Changes nothing about them, so that the old pool can go on instead;
+    /// [`Pool::stand_unchecked`] is for when the new one does.
     pub fn renewed(old: &Self, service: Arc<Service>) -> Self {
         let checked = service.check.is_some();
         let member = |backend: &Backend| {
@@ -374,9 +382,6 @@ impl Pool {
                 let changes = Arc::clone(&old.changes);
                 return Arc::new(Member::watched(backend.clone(), checked, changes));
             };
-            if !checked {
-                kept.set_health(Health::Up, UNCHECKED);
-            }
             Arc::new(Member::standing(backend.clone(), Arc::clone(&kept.standing)))
         };
         let members = service.backends.iter().map(member).collect();
@@ -388,6 +393,21 @@ impl Pool {
             changes: Arc::clone(&old.changes),
             service,
         }
+    }
+
+    /// Of a service without a check every member is up; for when no check speaks for them any
+    /// more.
+    pub fn stand_unchecked(&self) {
+        if self.service.check.is_none() {
+            for member in &self.members {
+                member.set_health(Health::Up, UNCHECKED);
+            }
+        }
+    }
+
+    /// Whether a member of this pool, or of one that it was renewed from, is a member still.
+    pub fn has(&self, member: &Member) -> bool {
+        self.members.iter().any(|own| own.is(member))
     }
 
     /// Changes whenever the health or administrative state of a member does, here and in every

@@ -62,7 +62,8 @@ impl Checks {
     }
 
     /// Changes over to these pools: checks that stay go on undisturbed and tell new members what
-    /// they know at once, those of backends that are gone end, new ones start.
+    /// they know at once, those of backends that are gone end, new ones start. What nothing
+    /// checks any more is up.
     pub fn apply(&mut self, pools: &[Arc<Pool>]) {
         let mut before = std::mem::take(&mut self.running);
         for (job, members) in jobs(pools) {
@@ -73,7 +74,10 @@ impl Checks {
             running.subscribers.replace(members);
             self.running.push(running);
         }
-        // What is left in `before` is gone from the pools; dropping it ends it.
+        // What is left is gone from the pools; dropping it ends it, and only then has the check
+        // said its last.
+        drop(before);
+        pools.iter().for_each(|pool| pool.stand_unchecked());
     }
 
     fn spawn(&self, job: Job) -> Running {
@@ -91,6 +95,8 @@ impl Checks {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // The task may be running at this moment: what it says from here on, nobody hears.
+        self.subscribers.replace(Vec::new());
         self.task.abort();
     }
 }

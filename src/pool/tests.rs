@@ -145,8 +145,13 @@ fn a_renewed_pool_keeps_what_is_known_of_its_members() {
     let _admission = old.admit(client()).unwrap();
 
     let new = Pool::renewed(&old, Arc::new(service(&[("a", 9, 1), ("b", 1, 10), ("c", 1, 1)])));
+    // The old one may have to go on.
+    assert_eq!(old.members[0].health(), Health::Down);
     // Without a check nothing says that it is down any more.
+    new.stand_unchecked();
     assert_eq!(new.members[0].health(), Health::Up);
+    let without = Pool::renewed(&new, Arc::new(service(&[("b", 1, 10)])));
+    assert!(new.has(&old.members[0]) && !without.has(&old.members[0]));
     assert_eq!(new.members[1].admin(), Admin::Drained);
     assert_eq!(new.members[0].backend.weight, 9);
     assert_eq!(new.connections.load(Ordering::Relaxed), 1);
