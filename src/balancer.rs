@@ -28,7 +28,7 @@ use crate::control::{Answer, Reply, Request, Socket};
 use crate::guard;
 use crate::health::Checks;
 use crate::pool::{Admin, Member, Pool};
-use crate::proxy::Proxy;
+use crate::proxy::{self, Proxy};
 use crate::service::Service;
 use crate::status::{Election, ServiceStatus, Status};
 
@@ -342,14 +342,10 @@ fn active_since(view: &View) -> Option<Instant> {
     (view.state == State::Active).then_some(view.since)
 }
 
-/// The pool of a service after a reload; it is the same service where name, address and protocol
-/// are.
+/// The pool of a service after a reload; it is the same service where the proxy goes on with its
+/// socket and sessions, whatever its name is now.
 fn renewed(old: &[Arc<Pool>], service: &Arc<Service>) -> Arc<Pool> {
-    let same = |pool: &&Arc<Pool>| {
-        pool.service.name == service.name
-            && pool.service.listen == service.listen
-            && pool.service.protocol == service.protocol
-    };
+    let same = |pool: &&Arc<Pool>| proxy::key(&pool.service) == proxy::key(service);
     Arc::new(match old.iter().find(same) {
         Some(pool) => Pool::renewed(pool, Arc::clone(service)),
         None => Pool::new(Arc::clone(service)),

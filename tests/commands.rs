@@ -318,6 +318,55 @@ fn reload_applies_what_it_can_and_a_wrong_file_changes_nothing() {
 }
 
 #[test]
+fn a_service_that_gets_another_name_keeps_its_connections_and_its_operators_word() {
+    let listen = free();
+    let backends = [("a", server("a")), ("b", server("b"))];
+    let daemon = Daemon::start("10s", &service("s", listen, &backends));
+    let mut held: Vec<_> = (0..2).map(|_| connect(listen).unwrap()).collect();
+    assert!(daemon.ask(&["drain", "s/a"]).status.success());
+
+    daemon.rewrite(&service("t", listen, &backends));
+    let applied = daemon.ask(&["reload"]);
+    assert!(applied.status.success(), "{applied:?}");
+    let service = &daemon.status()["services"][0];
+    assert_eq!(service["name"], "t");
+    assert_eq!(service["connections"], 2);
+    assert_eq!(service["backends"][0]["admin"], "drained");
+    assert!(held.iter_mut().all(|(stream, _)| alive(stream)));
+
+    assert!(daemon.ask(&["disable", "t/a"]).status.success());
+    let (of_a, _) = held.iter_mut().find(|(_, name)| name == "a").unwrap();
+    let end = of_a.read(&mut [0; 1]);
+    assert!(end.is_err(), "a connection to a disabled backend is reset: {end:?}");
+}
+
+#[test]
+fn a_backend_is_no_longer_down_when_its_check_is_gone_but_not_if_the_reload_fails() {
+    let (listen, a) = (free(), server("a"));
+    let check = "[checks.never]\ntype = \"send-expect\"\nexpect = \"never\"\n\
+                 interval = \"100ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 1\n";
+    let unchecked = service("s", listen, &[("a", a)]);
+    let checked = unchecked.replace("[[services.b", "check = \"never\"\n[[services.b");
+    let daemon = Daemon::start("10s", &(check.to_owned() + &checked));
+    let backend = || daemon.status()["services"][0]["backends"][0].clone();
+    daemon.until("it is down", || backend()["health"] == "down");
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let blocked = service("t", taken.local_addr().unwrap(), &[("a", a)]);
+    daemon.rewrite(&(unchecked.clone() + &blocked));
+    let refused = daemon.ask(&["reload"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(text(&refused.stderr).contains("nothing was changed"), "{refused:?}");
+    assert_eq!(backend()["health"], "down");
+    assert!(!daemon.log().contains("backend is up"), "{}", daemon.log());
+
+    daemon.rewrite(&unchecked);
+    assert!(daemon.ask(&["reload"]).status.success());
+    assert_eq!(backend()["health"], "up");
+    assert_eq!(connect(listen).unwrap().1, "a");
+}
+
+#[test]
 fn sigterm_lets_connections_end_within_the_grace() {
     let listen = free();
     let mut daemon = Daemon::start("30s", &service("s", listen, &[("a", server("a"))]));

@@ -4,11 +4,12 @@ mod proxy_support;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use baton::pool::{Admin, Health};
+use baton::pool::{Admin, Health, Pool};
 use baton::service::{Protocol, Scheduler};
 use proxy_support::*;
 
@@ -168,9 +169,8 @@ fn a_probe_every_millisecond_sees_no_gap() {
         client.send(&n.to_le_bytes()).unwrap();
         if n == 500 {
             // Half way the backend that it is at goes down.
-            let used = |member: &&std::sync::Arc<baton::pool::Member>| {
-                member.connections.load(Ordering::Relaxed) > 0
-            };
+            let used =
+                |member: &&Arc<baton::pool::Member>| member.connections.load(Ordering::Relaxed) > 0;
             let member = running.pool.members.iter().find(used).unwrap();
             member.set_health(Health::Down, "test");
         }
@@ -192,4 +192,24 @@ fn a_node_that_yields_ends_its_sessions_and_one_that_stops_opens_none() {
     block_on(running.proxy.stop_accepting());
     assert!(ask(&client(&running), b"x").is_err());
     assert!(ask(&known, b"x").is_ok());
+}
+
+#[test]
+fn sessions_leave_a_backend_that_a_reload_removed() {
+    let before = service(Protocol::Udp, &[udp_echo("127.0.0.1:0", 1), udp_echo("127.0.0.1:0", 2)]);
+    let mut after = before.clone();
+    after.backends.remove(0);
+    let running = Running::new(before);
+    let clients: Vec<UdpSocket> = (0..2).map(|_| client(&running)).collect();
+    for client in &clients {
+        ask(client, b"x").unwrap();
+    }
+    let renewed = Arc::new(Pool::renewed(&running.pool, Arc::new(after)));
+    block_on(running.proxy.renew(&[Arc::clone(&renewed)])).unwrap();
+    let gone = &running.pool.members[0];
+    wait_until("its session ends", || gone.connections.load(Ordering::Relaxed) == 0);
+    assert_eq!(renewed.members[0].connections.load(Ordering::Relaxed), 1, "the other goes on");
+    for client in &clients {
+        assert_eq!(ask_until_answered(client), 2);
+    }
 }

@@ -36,7 +36,8 @@ use tracing::{info, warn};
 
 use self::capacity::Capacity;
 use self::seat::Which;
-use self::worker::{Asked, Command, Key, Opened, key};
+pub(crate) use self::worker::key;
+use self::worker::{Asked, Command, Key, Opened};
 use crate::pool::Pool;
 use crate::service::{Protocol, Service};
 
@@ -92,7 +93,7 @@ impl Proxy {
         let capacity = Arc::new(Capacity::of_this_process(count));
         let start = |(index, share)| worker::start(index, Arc::clone(&capacity), share);
         let workers: io::Result<_> = shares.into_iter().enumerate().map(start).collect();
-        let served = Mutex::new(pools.iter().map(|pool| key(pool)).collect());
+        let served = Mutex::new(pools.iter().map(|pool| key(&pool.service)).collect());
         let proxy = Self { workers: workers.map_err(StartError::Worker)?, served, capacity };
         proxy.warn_of_files(pools);
         Ok(proxy)
@@ -100,7 +101,8 @@ impl Proxy {
 
     /// Goes on with other pools after a reload. A service with the same address and protocol goes
     /// on listening, with its sessions ([`Pool::renewed`] keeps what is known of its members);
-    /// one that is gone stops listening and its TCP sessions end by themselves.
+    /// one that is gone stops listening and its TCP sessions end by themselves. So do TCP sessions
+    /// with a backend that is gone; UDP sessions, which have no end of their own, go to another.
     ///
     /// # Errors
     ///
@@ -108,14 +110,15 @@ impl Proxy {
     pub async fn renew(&self, pools: &[Arc<Pool>]) -> Result<(), StartError> {
         let before = self.served().clone();
         let mut opened = Vec::new();
-        for pool in pools.iter().filter(|pool| !before.contains(&key(pool))) {
+        for pool in pools.iter().filter(|pool| !before.contains(&key(&pool.service))) {
             opened.push((pool, open(&pool.service, self.workers.len())?));
         }
         self.warn_of_files(pools);
-        for &gone in before.iter().filter(|&&gone| !pools.iter().any(|pool| key(pool) == gone)) {
+        let after: Vec<_> = pools.iter().map(|pool| key(&pool.service)).collect();
+        for &gone in before.iter().filter(|gone| !after.contains(gone)) {
             self.ask_all(|| Command::Close(gone)).await;
         }
-        for pool in pools.iter().filter(|pool| before.contains(&key(pool))) {
+        for pool in pools.iter().filter(|pool| before.contains(&key(&pool.service))) {
             self.ask_all(|| Command::Renew(Arc::clone(pool))).await;
         }
         for (pool, sockets) in opened {
@@ -123,7 +126,7 @@ impl Proxy {
                 worker.ask(Command::Serve(Arc::clone(pool), socket)).await;
             }
         }
-        *self.served() = pools.iter().map(|pool| key(pool)).collect();
+        *self.served() = after;
         Ok(())
     }
 

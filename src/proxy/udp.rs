@@ -115,11 +115,13 @@ impl UdpFront {
         before - sessions.len()
     }
 
-    /// Ends the sessions whose backend is down or disabled: their next datagram goes to another.
+    /// Ends the sessions whose backend is down, disabled or no longer in the pool: their next
+    /// datagram goes to another.
     pub(crate) fn heed_members(&self) {
+        let pool = self.pool.borrow();
         self.sessions.borrow_mut().retain(|_, entry| {
             let member = &entry.session.place.member;
-            member.health() != Health::Down && member.admin() != Admin::Disabled
+            pool.has(member) && member.health() != Health::Down && member.admin() != Admin::Disabled
         });
     }
 

@@ -21,7 +21,7 @@ use super::seat::Which;
 use super::tcp::TcpFront;
 use super::udp::UdpFront;
 use crate::pool::Pool;
-use crate::service::Protocol;
+use crate::service::{Protocol, Service};
 
 /// What the sessions of a worker share.
 pub(crate) struct Shared {
@@ -34,8 +34,8 @@ pub(crate) struct Shared {
 /// What makes a service the same one after a reload.
 pub(crate) type Key = (SocketAddr, Protocol);
 
-pub(crate) fn key(pool: &Pool) -> Key {
-    (pool.service.listen, pool.service.protocol)
+pub(crate) fn key(service: &Service) -> Key {
+    (service.listen, service.protocol)
 }
 
 /// A bound socket that clients reach.
@@ -162,15 +162,18 @@ impl Worker {
 
     fn serve(&mut self, pool: Arc<Pool>, socket: Opened) -> io::Result<()> {
         let (kind, tasks) = Front::start(&pool, socket, &self.shared)?;
-        self.fronts.push(Front { key: key(&pool), kind, tasks });
+        self.fronts.push(Front { key: key(&pool.service), kind, tasks });
         Ok(())
     }
 
     fn renew(&self, pool: Arc<Pool>) {
-        for front in self.fronts.iter().filter(|front| front.key == key(&pool)) {
+        for front in self.fronts.iter().filter(|front| front.key == key(&pool.service)) {
             match &front.kind {
                 Kind::Tcp(tcp) => *tcp.pool.borrow_mut() = Arc::clone(&pool),
-                Kind::Udp(udp) => *udp.pool.borrow_mut() = Arc::clone(&pool),
+                Kind::Udp(udp) => {
+                    *udp.pool.borrow_mut() = Arc::clone(&pool);
+                    udp.heed_members();
+                }
             }
         }
     }
