@@ -68,6 +68,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
     start_log(&config.node.log)?;
     warn_of(&config);
+    let control = config.node.control.clone();
     // Traffic has threads of its own: this runtime carries checks, commands and signals.
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -76,7 +77,9 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         .context("can't start the runtime")?
         .block_on(async {
             let (balancer, socket) = Balancer::start(config)?;
-            balancer.run(socket).await
+            let ended = balancer.run(socket).await;
+            guard::dismiss(&control);
+            ended
         })
 }
 
@@ -136,7 +139,10 @@ impl Balancer {
         let proxy = Proxy::start(&pools, config.node.workers)?;
         let checks = Checks::start(&pools);
         let election = match &config.ha {
-            Some(ha) => Some((ha.clone(), driver::start(ha.clone(), guard::post(ha))?)),
+            Some(ha) => Some((
+                ha.clone(),
+                driver::start(ha.clone(), guard::post(ha, &config.node.control))?,
+            )),
             None => None,
         };
         tracing::info!(

@@ -3,7 +3,8 @@
 //!
 //! The driver renews the lease with every advert, for a little less than the shortest time that
 //! any Backup waits for the next one: so the VIPs are gone from this node before another claims
-//! them. The lease is a word of shared memory, and renewing it is one store.
+//! them. The lease is a word of
+//! shared memory, and renewing it is one store.
 //!
 //! The guard is the second of three: the driver itself releases what it finds it has lost
 //! ([`crate::vrrp::router`], "stalled"), the guard does where the driver can't, and where the
@@ -11,13 +12,15 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::time::{ClockId, clock_gettime};
 
@@ -38,54 +41,77 @@ pub fn length(advert_interval: Duration) -> Duration {
 }
 
 /// The lease, shared between the driver, which renews it, and the guard.
+///
+/// It lives in a file, so that a daemon that follows on one that was killed has the same lease: the
+/// guard of the one before sees that its time is over, and leaves the VIPs alone.
 #[derive(Debug)]
 pub struct Lease {
-    page: NonNull<AtomicU64>,
+    page: NonNull<Page>,
 }
 
-/// Bytes that are shared: the moment at which the lease ends, in nanoseconds of CLOCK_MONOTONIC;
-/// 0 where this node holds nothing.
-const PAGE: std::num::NonZeroUsize = std::num::NonZeroUsize::new(size_of::<AtomicU64>()).unwrap();
+/// What is shared; all zero in a new file.
+#[repr(C)]
+struct Page {
+    /// The moment at which the lease ends, in nanoseconds of CLOCK_MONOTONIC; 0 where this node
+    /// holds nothing.
+    until: AtomicU64,
+    /// Grows with each daemon.
+    term: AtomicU64,
+}
+
+const LENGTH: NonZeroUsize = NonZeroUsize::new(size_of::<Page>()).unwrap();
 
 // SAFETY: the page is only ever accessed atomically, and unmapped by the one owner's drop.
 unsafe impl Send for Lease {}
 
 impl Lease {
-    /// A lease that is not held, and the memory for [`Lease::shared`] in another process.
-    pub fn new() -> io::Result<(Self, OwnedFd)> {
-        let memory = memfd_create("baton-lease", MFdFlags::MFD_CLOEXEC)?;
-        nix::unistd::ftruncate(&memory, size_of::<AtomicU64>() as i64)?;
-        Ok((Self::shared(&memory)?, memory))
+    /// The lease of a daemon that starts, which holds nothing yet, in a file that is made where
+    /// there is none; and the file, for [`Lease::shared`] in the guard. The guard of the daemon
+    /// before ends.
+    pub fn take(path: &Path) -> io::Result<(Self, File)> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.custom_flags(libc::O_NOFOLLOW).open(path)?;
+        file.set_len(LENGTH.get() as u64)?;
+        let lease = Self::shared(&file)?;
+        lease.page().term.fetch_add(1, Ordering::AcqRel);
+        lease.end();
+        Ok((lease, file))
     }
 
-    /// The lease in memory that another process made.
-    pub fn shared(memory: &OwnedFd) -> io::Result<Self> {
-        if File::from(memory.try_clone()?).metadata()?.len() < size_of::<AtomicU64>() as u64 {
+    /// The lease in a file that the daemon made.
+    pub fn shared(file: &File) -> io::Result<Self> {
+        if file.metadata()?.len() != LENGTH.get() as u64 {
             return Err(io::Error::other("this is no lease"));
         }
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice; the memory is as large.
-        let page = unsafe { mmap(None, PAGE, access, MapFlags::MAP_SHARED, memory, 0)? };
+        // SAFETY: a new mapping at an address of the kernel's choice; the file is as long, and
+        // nobody makes it shorter.
+        let page = unsafe { mmap(None, LENGTH, access, MapFlags::MAP_SHARED, file, 0)? };
         Ok(Self { page: page.cast() })
     }
 
     /// Holds it for that long from now.
     pub fn renew(&self, length: Duration) {
-        self.word().store(now().saturating_add(nanos(length)), Ordering::Release);
+        self.page().until.store(now().saturating_add(nanos(length)), Ordering::Release);
     }
 
     /// Holds nothing any more; to be called when the VIPs are removed.
     pub fn end(&self) {
-        self.word().store(0, Ordering::Release);
+        self.page().until.store(0, Ordering::Release);
     }
 
     /// When it ends, on the clock of [`now`]; `None` if it is not held.
     fn until(&self) -> Option<u64> {
-        Some(self.word().load(Ordering::Acquire)).filter(|until| *until != 0)
+        Some(self.page().until.load(Ordering::Acquire)).filter(|until| *until != 0)
     }
 
-    fn word(&self) -> &AtomicU64 {
-        // SAFETY: mapped for as long as self lives, aligned to a page, zero or stored by us.
+    fn term(&self) -> u64 {
+        self.page().term.load(Ordering::Acquire)
+    }
+
+    fn page(&self) -> &Page {
+        // SAFETY: mapped for as long as self lives, aligned to a page; any bytes are a valid Page.
         unsafe { self.page.as_ref() }
     }
 }
@@ -93,7 +119,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         // SAFETY: mapped by `shared` with this length, and nobody holds a reference to it.
-        let _ = unsafe { munmap(self.page.cast(), PAGE.get()) };
+        let _ = unsafe { munmap(self.page.cast(), LENGTH.get()) };
     }
 }
 
@@ -109,8 +135,9 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Guards until the daemon is gone and its lease has ended. The daemon is gone when `alive`,
-    /// of which it holds the other end, is closed. `told` hears of each removal.
+    /// Guards until the daemon is gone and its lease has ended, or another daemon has taken the
+    /// lease. The daemon is gone when `alive`, of which it holds the other end, is closed. `told`
+    /// hears of each removal, and must not wait.
     ///
     /// # Errors
     ///
@@ -125,15 +152,22 @@ impl Guard {
             // Without priority it comes a little later.
             let _ = realtime::acquire();
         }
+        let term = lease.term();
         let mut removed_at = None;
         let mut gone = false;
-        loop {
+        while lease.term() == term {
             let (until, now) = (lease.until(), now());
             match until {
                 Some(until) if until <= now && removed_at != Some(until) => {
-                    let result = self.remove();
-                    removed_at = result.is_ok().then_some(until);
-                    told(result);
+                    match self.remove(|| lease.term() == term && lease.until() == Some(until)) {
+                        // Renewed, or taken, at the last moment.
+                        Ok(Removal::Unneeded) => {}
+                        Ok(Removal::Done) => {
+                            removed_at = Some(until);
+                            told(Ok(()));
+                        }
+                        Err(why) => told(Err(why)),
+                    }
                 }
                 None if gone => return Ok(()),
                 Some(until) if gone && removed_at == Some(until) => return Ok(()),
@@ -144,19 +178,34 @@ impl Guard {
             let rest = left.filter(|left| !left.is_zero()).unwrap_or(self.advert_interval);
             gone = closed(alive, rest.min(self.advert_interval), gone)?;
         }
+        Ok(())
     }
 
-    /// The netlink thread of a node that owns nothing begins with removing the VIPs.
-    fn remove(&self) -> Result<(), String> {
+    /// Removes the VIPs, if that is still `needed` once the kernel can be asked.
+    fn remove(&self, needed: impl FnOnce() -> bool) -> Result<Removal, String> {
         let watch = Watch {
             interfaces: self.vips.iter().map(|vip| vip.interface.clone()).collect(),
             vips: self.vips.clone(),
             valid_lft: Duration::ZERO,
-            owner: false,
+            // Nothing is removed before it is asked for.
+            owner: true,
         };
         let prepare = if self.realtime { realtime::follow } else { || () };
-        Netlink::start(watch, prepare).map(drop).map_err(|error| error.to_string())
+        let text = |error: io::Error| error.to_string();
+        let mut netlink = Netlink::start(watch, prepare).map_err(text)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(text)?;
+        if !needed() {
+            return Ok(Removal::Unneeded);
+        }
+        let (result, _) = runtime.block_on(netlink.remove());
+        result.map(|()| Removal::Done)
     }
+}
+
+/// What came of a removal.
+enum Removal {
+    Done,
+    Unneeded,
 }
 
 /// Waits for so long, or until the other end is closed; whether it is.
@@ -197,10 +246,27 @@ mod tests {
         }
     }
 
+    /// A file for a lease, gone with the test.
+    struct Scratch(std::path::PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let id = std::process::id();
+            Self(std::env::temp_dir().join(format!("baton-lease-{id}-{name}")))
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
     #[test]
     fn both_sides_see_the_same_lease() {
-        let (driver, memory) = Lease::new().unwrap();
-        let guard = Lease::shared(&memory).unwrap();
+        let scratch = Scratch::new("both");
+        let (driver, file) = Lease::take(&scratch.0).unwrap();
+        let guard = Lease::shared(&file).unwrap();
         assert_eq!(guard.until(), None);
         let before = now();
         driver.renew(Duration::from_secs(5));
@@ -211,9 +277,30 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_too_short_is_no_lease() {
-        let memory = memfd_create("short", MFdFlags::MFD_CLOEXEC).unwrap();
-        assert!(Lease::shared(&memory).is_err());
+    fn a_file_of_another_length_is_no_lease_and_becomes_one() {
+        let scratch = Scratch::new("length");
+        std::fs::write(&scratch.0, "precious").unwrap();
+        let file = File::options().read(true).write(true).open(&scratch.0).unwrap();
+        assert!(Lease::shared(&file).is_err());
+        let (lease, _) = Lease::take(&scratch.0).unwrap();
+        assert_eq!(lease.until(), None);
+    }
+
+    #[test]
+    fn the_guard_of_the_daemon_before_ends_and_removes_nothing() {
+        let scratch = Scratch::new("before");
+        let (alive, _held) = nix::unistd::pipe().unwrap();
+        let (lease, file) = Lease::take(&scratch.0).unwrap();
+        let watched = Lease::shared(&file).unwrap();
+        lease.renew(Duration::from_millis(100));
+        std::thread::scope(|scope| {
+            let standing =
+                scope.spawn(move || guard().stand(&watched, &alive, |_| panic!("not its own")));
+            std::thread::sleep(Duration::from_millis(30));
+            let (next, _) = Lease::take(&scratch.0).unwrap();
+            next.renew(Duration::from_secs(60));
+            standing.join().unwrap().unwrap();
+        });
     }
 
     /// Without VIPs nothing is asked of the kernel; that removal happens is a test in namespaces.
@@ -224,7 +311,8 @@ mod tests {
     #[test]
     fn the_guard_of_a_daemon_that_held_nothing_ends_with_it() {
         let (alive, held) = nix::unistd::pipe().unwrap();
-        let (lease, _memory) = Lease::new().unwrap();
+        let scratch = Scratch::new("nothing");
+        let (lease, _file) = Lease::take(&scratch.0).unwrap();
         drop(held);
         guard().stand(&lease, &alive, |_| panic!("there is nothing to remove")).unwrap();
     }
@@ -232,7 +320,8 @@ mod tests {
     #[test]
     fn the_guard_of_a_dead_daemon_waits_for_the_end_of_its_lease() {
         let (alive, held) = nix::unistd::pipe().unwrap();
-        let (lease, _memory) = Lease::new().unwrap();
+        let scratch = Scratch::new("dead");
+        let (lease, _file) = Lease::take(&scratch.0).unwrap();
         lease.renew(Duration::from_millis(50));
         let until = lease.until().unwrap();
         drop(held);
@@ -250,8 +339,9 @@ mod tests {
     #[test]
     fn the_guard_of_a_frozen_daemon_removes_once_and_goes_on() {
         let (alive, held) = nix::unistd::pipe().unwrap();
-        let (lease, memory) = Lease::new().unwrap();
-        let again = Lease::shared(&memory).unwrap();
+        let scratch = Scratch::new("frozen");
+        let (lease, file) = Lease::take(&scratch.0).unwrap();
+        let again = Lease::shared(&file).unwrap();
         lease.renew(Duration::from_millis(20));
         let mut removals = 0;
         let mut held = Some(held);

@@ -67,6 +67,8 @@ counters! {
     AdvertChecksum => "advert_checksum",
     /// Interval of zero.
     AdvertInterval => "advert_interval",
+    /// Nodes heard for the first time, or for the first time since they were forgotten.
+    NewNode => "new_node",
     /// From an address that is no peer, on a unicast path.
     AdvertStranger => "advert_stranger",
     /// Adverts that list other addresses than this node's.

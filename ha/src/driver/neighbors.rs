@@ -53,8 +53,12 @@ impl Neighbors {
             return false;
         }
         if self.heard.len() >= NODES {
-            let oldest = (0..self.heard.len()).min_by_key(|place| self.heard[*place].1.at);
-            self.heard.swap_remove(oldest.expect("NODES is not zero"));
+            // Whoever invents nodes can't push out one of the configuration.
+            let strangers = (0..self.heard.len()).filter(|at| self.heard[*at].1.name.is_none());
+            let Some(oldest) = strangers.min_by_key(|place| self.heard[*place].1.at) else {
+                return false;
+            };
+            self.heard.swap_remove(oldest);
         }
         self.heard.push((node, news));
         true
@@ -137,9 +141,10 @@ mod tests {
     }
 
     #[test]
-    fn invented_nodes_push_out_the_one_that_is_silent_for_longest() {
+    fn invented_nodes_push_out_the_one_that_is_silent_for_longest_but_no_peer() {
         let mut neighbors = neighbors();
         let start = Instant::now();
+        neighbors.hear(start, &advert("10.77.0.3", 100));
         for node in 0..=NODES as u64 {
             let now = start + Duration::from_millis(node);
             neighbors.hear(now, &advert(&format!("10.0.0.{node}"), 100));
@@ -147,5 +152,6 @@ mod tests {
         let list = neighbors.list();
         assert_eq!(list.len(), NODES);
         assert!(!list.iter().any(|heard| heard.address == IpAddr::from([10, 0, 0, 0])));
+        assert!(list.iter().any(|heard| heard.name.as_deref() == Some("b")));
     }
 }

@@ -262,6 +262,8 @@ impl Ear {
 
     fn follow(&mut self, interfaces: &Interfaces) -> Result<(), String> {
         let interface = interfaces.0.get(&self.interface);
+        // One that was down has an error pending, which would cost the first announcement.
+        let interface = interface.filter(|known| known.up);
         if self.socket.as_ref().map(FrameSocket::index) != interface.map(|known| known.index) {
             self.socket = None;
         }

@@ -193,7 +193,7 @@ impl Driver {
         tokio::select! {
             biased;
             () = readable => Wake::Look,
-            Some(event) = events.recv() => Wake::Kernel(event),
+            event = events.recv() => event.map_or(Wake::KernelGone, Wake::Kernel),
             Ok(()) = snapshots.changed() => {
                 snapshots.mark_changed();
                 Wake::Look
@@ -212,6 +212,10 @@ impl Driver {
     /// overtaken by the timer that it restarts; unless this node slept. Then the machine must
     /// know that before it hears or says anything, and what was queued meanwhile is history.
     async fn turn(&mut self, wake: Wake) -> Flow {
+        if let Wake::KernelGone = wake {
+            self.trouble(Counter::NetlinkTrouble, "the netlink thread has ended".to_owned());
+            return Flow::End;
+        }
         let now = Instant::now();
         if self.slept(now) {
             self.awake(now).await;
@@ -221,7 +225,7 @@ impl Driver {
         }
         let mut command = None;
         match wake {
-            Wake::Look => {}
+            Wake::Look | Wake::KernelGone => {}
             Wake::Kernel(event) => self.deferred.push_back(event),
             Wake::Command(received) => command = Some(received),
         }
@@ -291,11 +295,17 @@ impl Driver {
                 }
             }
             Event::Stray { address, index, removed } => {
-                self.counters.count(Counter::StrayVip, 1);
-                self.publish_by(Instant::now());
+                let now = Instant::now();
+                let note = self.note(Counter::StrayVip, now);
+                self.publish_by(now);
+                let Some(suppressed) = note else { return };
                 self.journal.say(move || match removed {
-                    Ok(()) => warn!(%address, index, "VIP stood here without being ours: removed"),
-                    Err(why) => warn!(%address, index, "VIP stands here, can't be removed: {why}"),
+                    Ok(()) => {
+                        warn!(%address, index, suppressed, "VIP stood here without being ours: removed");
+                    }
+                    Err(why) => {
+                        warn!(%address, index, suppressed, "VIP stands here, can't be removed: {why}");
+                    }
                 });
             }
             Event::Trouble(why) => self.trouble(Counter::NetlinkTrouble, why),
@@ -426,5 +436,7 @@ enum Wake {
     /// Something is there; or time has passed.
     Look,
     Kernel(Event),
+    /// The netlink thread has ended: without it the VIPs can't be held.
+    KernelGone,
     Command(Command),
 }

@@ -364,6 +364,9 @@ impl Worker {
                 let message = address_message(interface.index, stray.address, stray.prefix);
                 let removed = self.kernel.delete(message).await.map_err(|error| error.to_string());
                 let index = interface.index;
+                if removed.is_err() {
+                    interface.addresses.push(stray);
+                }
                 let _ =
                     self.events.try_send(Event::Stray { address: stray.address, index, removed });
             }

@@ -68,10 +68,12 @@ impl Driver {
             self.journal.say(move || trace!(?advert, ?listed, interface, "advert received"));
         }
         self.compare(now, &advert, same_addresses);
-        if self.neighbors.hear(now, &advert) {
+        if self.neighbors.hear(now, &advert)
+            && let Some(suppressed) = self.note(Counter::NewNode, now)
+        {
             let node = self.neighbors.label(source);
             self.journal.say(move || {
-                info!(node, priority = %advert.priority, "another node advertises");
+                info!(node, priority = %advert.priority, suppressed, "another node advertises");
             });
         }
         self.publish_by(now + VIEW_HEARD);
