@@ -11,6 +11,7 @@ use std::time::Duration;
 use baton::pool::{Admin, Pool};
 use baton::service::{Protocol, Scheduler};
 use proxy_support::*;
+use socket2::SockRef;
 
 const LARGE: usize = 100 << 20;
 
@@ -102,6 +103,73 @@ fn a_reset_by_the_client_is_a_reset_to_the_backend() {
     reset(client);
     assert!(received.recv_timeout(Duration::from_secs(20)).unwrap());
     running.wait_until_empty();
+}
+
+#[test]
+fn a_reset_by_a_client_that_the_backend_does_not_read_is_seen_at_once() {
+    let running = Running::tcp(&[backend("127.0.0.1:0", hold)]);
+    let mut client = running.connect();
+    // Until nothing moves any more.
+    client.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+    while client.write(&[0; 1 << 16]).is_ok() {}
+    assert_eq!(running.connections(), 1);
+    reset(client);
+    running.wait_until_empty();
+}
+
+#[test]
+fn a_reset_by_a_backend_after_its_end_is_seen_though_the_client_is_silent() {
+    let (sender, reset_now) = mpsc::channel::<()>();
+    let reset_now = Mutex::new(reset_now);
+    let address = backend("127.0.0.1:0", move |stream| {
+        stream.shutdown(Shutdown::Write).unwrap();
+        reset_now.lock().unwrap().recv().unwrap();
+        reset(stream);
+    });
+    let running = Running::tcp(&[address]);
+    let mut client = running.connect();
+    assert_eq!(read_all(&mut client).unwrap(), b"");
+    sender.send(()).unwrap();
+    running.wait_until_empty();
+}
+
+#[test]
+fn urgent_data_neither_stalls_nor_truncates_what_is_copied_or_spliced() {
+    for before in [3, 1 << 18] {
+        for end in [false, true] {
+            past_urgent_data(before, end);
+        }
+    }
+}
+
+/// `before` bytes, an urgent one, and three more, which arrive together; then the end or silence.
+#[track_caller]
+fn past_urgent_data(before: usize, end: bool) {
+    let sent = [&vec![b'a'; before][..], b"!def"].concat();
+    let len = sent.len();
+    let (sender, received) = mpsc::channel();
+    let address = backend("127.0.0.1:0", move |mut stream| {
+        let mut got = vec![0; len];
+        let whole = stream.read_exact(&mut got);
+        if end {
+            stream.read_to_end(&mut got).unwrap();
+        }
+        sender.send(whole.map(|()| got)).unwrap();
+    });
+    let running = Running::tcp(&[address]);
+    let mut client = running.connect();
+    let socket = SockRef::from(&client).try_clone().unwrap();
+    socket.set_tcp_cork(true).unwrap();
+    client.write_all(&sent[..before]).unwrap();
+    socket.send_out_of_band(b"!").unwrap();
+    client.write_all(b"def").unwrap();
+    if end {
+        client.shutdown(Shutdown::Write).unwrap();
+    }
+    socket.set_tcp_cork(false).unwrap();
+    let got = received.recv_timeout(Duration::from_secs(20));
+    let got = got.unwrap_or_else(|_| panic!("stalled: {before} {end}")).unwrap();
+    assert!(got == sent, "{before} {end}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::inq;
 use super::pipe::{MOST, Pipe, Pipes};
 
 /// One direction of a session.
@@ -62,6 +63,11 @@ impl Half {
 
     pub(crate) fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done)
+    }
+
+    /// Whether it hears of its sender: it waits for nothing else.
+    pub(crate) fn is_listening(&self) -> bool {
+        matches!(self.stage, Stage::Taking)
     }
 
     pub(crate) fn is_bulk(&self) -> bool {
@@ -118,8 +124,16 @@ impl Half {
 
     /// Takes in through a pipe; how much, 0 at the end.
     fn splice(&mut self, mut pipe: Pipe, from: &TcpStream) -> io::Result<usize> {
-        let taken = from.try_io(Interest::READABLE, || pipe.fill(from))?;
-        self.bulk = taken >= COPIED_MOST / 2;
+        let taken = from.try_io(Interest::READABLE, || match pipe.fill(from) {
+            // In front of urgent data splice finds nothing, or even an end. Reading goes past it.
+            Ok(0) => peek(from),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => peek(from),
+            other => other,
+        });
+        if !matches!(&taken, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            self.bulk = pipe.filled() >= COPIED_MOST / 2;
+        }
+        let taken = taken?;
         if taken > 0 {
             self.stage = Stage::HandingOn(Held::Piped(pipe));
         }
@@ -141,13 +155,11 @@ impl Half {
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::from_bits_retain(more);
         let mut taken = 0;
         let read = from.try_io(Interest::READABLE, || {
-            taken = recv(from.as_raw_fd(), buffer, MsgFlags::empty())?;
-            // A read that left room has emptied the socket. To say so now spares the read that
-            // would find it empty; what arrives from here on is announced anew.
-            if (1..buffer.len()).contains(&taken) {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(())
+            let emptied;
+            (taken, emptied) = inq::receive(from.as_raw_fd(), buffer)?;
+            // To say so now spares the read that would find it empty; what arrives from here on
+            // is announced anew.
+            if emptied { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
         if taken == 0 {
             return read.map(|()| 0);
@@ -196,6 +208,15 @@ impl Held {
             Held::Bytes(bytes, start) => *start == bytes.len(),
             Held::Piped(pipe) => pipe.filled() == 0,
         }
+    }
+}
+
+/// For a socket that splice got nothing from: 0 at its end, an error where it is empty, and
+/// [`io::ErrorKind::Interrupted`] where it has bytes to read.
+fn peek(from: &TcpStream) -> io::Result<usize> {
+    match recv(from.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK)? {
+        0 => Ok(0),
+        _ => Err(io::ErrorKind::Interrupted.into()),
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
+use super::inq;
+
 /// Connections that may wait to be accepted; the kernel clamps it to `net.core.somaxconn`. When
 /// it is full the kernel drops SYNs (or answers with cookies), and clients try again.
 const BACKLOG: i32 = 4096;
@@ -34,9 +36,11 @@ pub(crate) fn tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 ///
 /// `SO_LINGER` 0 above all: with it, a connection that isn't ended properly is reset rather than
 /// closed, whatever ends it, a crash of this process included. A truncated stream never looks
-/// like a whole one.
+/// like a whole one. Urgent data stays where it is in the stream (RFC 6093 §4): no byte is lost.
 pub(crate) fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
+    inq::enable(socket)?;
     socket.set_linger(Some(Duration::ZERO))
 }
 

@@ -17,6 +17,7 @@ mod capacity;
 mod datagram;
 mod half;
 mod header;
+mod inq;
 mod join;
 mod listen;
 mod pipe;
