@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::debug;
@@ -51,6 +52,8 @@ pub(crate) async fn join(
         counters,
     };
     let mut timer = pin!(sleep(limits.idle_timeout.min(SETTLED)));
+    let mut client_failed = pin!(client.ready(Interest::ERROR));
+    let mut backend_failed = pin!(backend.ready(Interest::ERROR));
     poll_fn(|cx| {
         if let Poll::Ready(order @ (Order::Disabled | Order::Yield)) = seat.poll_order(cx.waker()) {
             return Poll::Ready(End::Told(order));
@@ -59,6 +62,13 @@ pub(crate) async fn join(
             Poll::Ready(Ok(())) => return Poll::Ready(End::Closed),
             Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(error)),
             Poll::Pending => {}
+        }
+        // Who waits for bytes hears of a reset with them; otherwise it would go unheard.
+        if !joined.inward.is_listening() && client_failed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Failed(error_of(client)));
+        }
+        if !joined.outward.is_listening() && backend_failed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Failed(error_of(backend)));
         }
         joined.poll_timer(cx, timer.as_mut(), backend).map(|()| End::Idle)
     })
@@ -141,6 +151,11 @@ impl Joined<'_> {
             debug!(%error, "a long session goes without keepalive");
         }
     }
+}
+
+fn error_of(failed: &TcpStream) -> io::Error {
+    let error = failed.take_error().ok().flatten();
+    error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
 }
 
 fn count(counter: &AtomicU64, bytes: usize) {
