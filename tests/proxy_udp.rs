@@ -128,6 +128,25 @@ fn a_backend_that_refuses_is_left_for_another() {
 }
 
 #[test]
+fn a_session_that_leaves_a_backend_makes_room_for_its_next() {
+    let refusing = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut bounded = service(Protocol::Udp, &[refusing, udp_echo("127.0.0.1:0", 2)]);
+    bounded.limits.max_connections = 1;
+    let running = Running::new(bounded);
+    let client = client(&running);
+    for _ in 0..50 {
+        // Those after the first find out from the socket that the backend refuses.
+        for _ in 0..20 {
+            let _ = client.send(b"again");
+        }
+        assert_eq!(ask_until_answered(&client), 2);
+        block_on(running.proxy.reset_all());
+    }
+    assert!(running.pool.members[0].failed.load(Ordering::Relaxed) > 0);
+    assert_eq!(count(&running.pool.counters.refused_service_limit), 0);
+}
+
+#[test]
 fn sessions_leave_a_backend_that_is_down_or_disabled_and_stay_with_a_drained_one() {
     let mut service =
         service(Protocol::Udp, &[udp_echo("127.0.0.1:0", 0), udp_echo("127.0.0.1:0", 1)]);

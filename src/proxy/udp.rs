@@ -33,18 +33,20 @@ pub(crate) struct UdpFront {
     closing: Cell<bool>,
 }
 
-/// A session in the table; its replies end with it.
+/// A session in the table. Its replies end with it, at their task's next turn; what it counts
+/// against limits is given back at once, so that the client's next session has room.
 struct Entry {
     session: Rc<Session>,
     replies: AbortHandle,
+    _place: Place,
+    _admission: Admission,
+    _permit: Permit,
 }
 
 struct Session {
     upstream: UdpSocket,
     last: Cell<Instant>,
-    place: Place,
-    _admission: Admission,
-    _permit: Permit,
+    member: Arc<Member>,
 }
 
 /// The largest datagram there is, and one more byte.
@@ -120,7 +122,7 @@ impl UdpFront {
     pub(crate) fn heed_members(&self) {
         let pool = self.pool.borrow();
         self.sessions.borrow_mut().retain(|_, entry| {
-            let member = &entry.session.place.member;
+            let member = &entry.session.member;
             pool.has(member) && member.health() != Health::Down && member.admin() != Admin::Disabled
         });
     }
@@ -133,9 +135,9 @@ impl UdpFront {
             Some(session) => match session.send(datagram) {
                 Ok(_) => return self.count_in(datagram.len()),
                 Err(error) if is_refusal(&error) => {
-                    add_one(&session.place.member.failed);
+                    add_one(&session.member.failed);
                     self.sessions.borrow_mut().remove(&peer);
-                    Some(Arc::clone(&session.place.member))
+                    Some(Arc::clone(&session.member))
                 }
                 Err(_) => return self.drop_one(),
             },
@@ -174,13 +176,17 @@ impl UdpFront {
         let session = Rc::new(Session {
             upstream,
             last: Cell::new(Instant::now()),
-            place,
-            _admission: admission,
-            _permit: permit,
+            member: Arc::clone(&place.member),
         });
         let replies = Rc::clone(self).replies(peer, Rc::clone(&session));
         let replies = tokio::task::spawn_local(replies).abort_handle();
-        let entry = Entry { session: Rc::clone(&session), replies };
+        let entry = Entry {
+            session: Rc::clone(&session),
+            replies,
+            _place: place,
+            _admission: admission,
+            _permit: permit,
+        };
         self.sessions.borrow_mut().insert(peer, entry);
         Some(session)
     }
@@ -197,7 +203,7 @@ impl UdpFront {
                         Ok(Waiting::Nothing) => {}
                         Ok(Waiting::Perhaps) => tokio::task::yield_now().await,
                         Err(_) => {
-                            add_one(&session.place.member.failed);
+                            add_one(&session.member.failed);
                             break;
                         }
                     }
