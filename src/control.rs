@@ -22,6 +22,8 @@ use tokio::time::timeout;
 
 /// Longest request, in bytes.
 pub const MAX_REQUEST: u64 = 64 * 1024;
+/// Longest answer, in bytes: far more than the status of any node takes.
+pub const MAX_ANSWER: u64 = 64 << 20;
 /// How long a client may take to send its request.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Clients served at once.
@@ -116,7 +118,7 @@ fn exchange(mut stream: StdUnixStream, request: &Request, patience: Duration) ->
     line.push(b'\n');
     stream.write_all(&line)?;
     let mut answer = String::new();
-    BufReader::new(stream.take(u64::MAX)).read_line(&mut answer)?;
+    BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer)?;
     if answer.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"));
     }
@@ -306,6 +308,21 @@ mod tests {
         }
         let reply = asked(&served.path, Request::Status).await.expect("answered");
         assert_eq!(reply, Reply::ok(Request::Status));
+    }
+
+    #[test]
+    fn an_endless_answer_is_left_at_the_bound() {
+        let (ours, mut theirs) = StdUnixStream::pair().expect("a pair");
+        let answering = std::thread::spawn(move || {
+            let spaces = vec![b' '; 1 << 20];
+            for _ in 0..=MAX_ANSWER >> 20 {
+                theirs.write_all(&spaces)?;
+            }
+            theirs.write_all(b"{\"ok\":null}\n")
+        });
+        let answer = exchange(ours, &Request::Status, Duration::from_secs(20));
+        assert!(answer.is_err(), "{answer:?}");
+        assert!(answering.join().expect("no panic").is_err(), "nobody reads the rest");
     }
 
     #[tokio::test(flavor = "multi_thread")]
