@@ -11,7 +11,7 @@ use super::inq;
 
 /// Connections that may wait to be accepted; the kernel clamps it to `net.core.somaxconn`. When
 /// it is full the kernel drops SYNs (or answers with cookies), and clients try again.
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// Bytes that may wait in a socket for datagrams that are not read yet (clamped to
 /// `net.core.rmem_max`). When it is full the kernel drops the next.

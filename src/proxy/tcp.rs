@@ -7,7 +7,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -71,14 +70,14 @@ impl TcpFront {
     /// Takes what waits in the kernel's queue and forgets the listener. It closes when
     /// [`TcpFront::accept`] is no longer polled either.
     pub(crate) fn close(self: &Rc<Self>) {
-        self.poll_waiting(|client, peer| self.take(client, peer));
+        self.each_waiting(|client, peer| self.take(client, peer));
         *self.listener.borrow_mut() = None;
     }
 
     /// Resets sessions, and what waits in the kernel's queue; how many there were.
     pub(crate) fn reset(self: &Rc<Self>, which: &Which) -> usize {
         let mut waiting = 0;
-        self.poll_waiting(|client, peer| {
+        self.each_waiting(|client, peer| {
             if which.covers(self.came_to(&client)) {
                 // Dropped, and so reset.
                 waiting += 1;
@@ -99,11 +98,19 @@ impl TcpFront {
         client.local_addr().map_or(listen, |address| address.ip())
     }
 
-    fn poll_waiting(&self, mut each: impl FnMut(TcpStream, SocketAddr)) {
+    /// Empties the kernel's queue of what is in it now. It asks the kernel itself: the runtime may
+    /// not have heard yet that a connection waits, and lets a task have only so many at once.
+    fn each_waiting(&self, mut each: impl FnMut(TcpStream, SocketAddr)) {
         let Some(listener) = self.listener() else { return };
-        let mut cx = Context::from_waker(Waker::noop());
-        while let Poll::Ready(Ok((client, peer))) = listener.poll_accept(&mut cx) {
-            each(client, peer);
+        let listener = SockRef::from(&*listener);
+        // The queue never has more than this; what comes meanwhile is not waited for.
+        for _ in 0..=listen::BACKLOG {
+            match accept(&listener) {
+                Ok((client, peer)) => each(client, peer),
+                // The client was gone before it was accepted.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => return,
+            }
         }
     }
 
@@ -252,6 +259,14 @@ enum Unconnected {
     AllFailed,
     ClientLeft,
     Yielded,
+}
+
+/// Accepts a connection that waits, without waiting for one.
+fn accept(listener: &Socket) -> io::Result<(TcpStream, SocketAddr)> {
+    let (client, peer) = listener.accept()?;
+    client.set_nonblocking(true)?;
+    let peer = peer.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    Ok((TcpStream::from_std(client.into())?, peer))
 }
 
 /// One attempt to connect, up to and including the PROXY protocol header.

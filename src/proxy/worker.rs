@@ -266,3 +266,44 @@ async fn on_change(mut changes: watch::Receiver<u64>, heed: impl Fn()) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpStream;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::proxy::listen;
+
+    /// More than the runtime lets a task have at once, and none of which it has heard.
+    #[test]
+    fn all_that_wait_in_the_kernels_queue_are_reset() {
+        let text = "[node]\nname = \"n\"\n[[services]]\nname = \"s\"\nlisten = \"127.0.0.1:1\"\n\
+                    [[services.backends]]\nname = \"b\"\naddress = \"127.0.0.1:2\"\n";
+        let config = Config::parse(Path::new("test.toml"), text).expect("it is right");
+        let pool = Arc::new(Pool::new(Arc::clone(&config.services[0])));
+        let listener = listen::tcp("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (commands, asked) = mpsc::channel(1);
+        let (answer, mut reset) = oneshot::channel();
+        let mut builder = Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(LocalOptions::default());
+        let runtime = runtime.expect("a runtime");
+        runtime.block_on(async {
+            let mut worker = Worker::new(Arc::new(Capacity::of_this_process(1)));
+            worker.serve(pool, Opened::Tcp(listener)).expect("served");
+            let mut clients: Vec<_> =
+                (0..300).map(|_| TcpStream::connect(address).expect("connected")).collect();
+            commands.try_send((Command::Reset(Which::All), answer)).expect("room");
+            drop(commands);
+            worker.run(asked).await;
+            assert_eq!(reset.try_recv(), Ok(300));
+            for client in &mut clients {
+                let end = client.read(&mut [0; 1]).expect_err("no orderly end");
+                assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+            }
+        });
+    }
+}
