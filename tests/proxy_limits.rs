@@ -70,6 +70,16 @@ fn a_client_is_reset_once_the_retries_are_used_up() {
     assert_eq!(attempts, 3);
     running.wait_until_empty();
     assert_eq!(count(&running.pool.counters.connect_failed), 1);
+    assert_eq!(count(&running.pool.counters.connect_retried), 2);
+}
+
+#[test]
+fn an_attempt_with_nowhere_else_to_go_is_no_retry() {
+    let running = Running::tcp(&[refused()]);
+    assert!(is_reset(&mut running.connect()));
+    running.wait_until_empty();
+    assert_eq!(count(&running.pool.counters.connect_failed), 1);
+    assert_eq!(count(&running.pool.counters.connect_retried), 0);
 }
 
 #[test]

@@ -219,6 +219,9 @@ impl TcpFront {
                     Unconnected::AllFailed
                 });
             };
+            if !tried.is_empty() {
+                add_one(&pool.counters.connect_retried);
+            }
             let limits = &pool.service.limits;
             seat.has(&place.member, Phase::Connecting);
             let attempt = timeout(limits.connect_timeout, attempt(&pool, &place, client, peer));
@@ -247,7 +250,6 @@ impl TcpFront {
             if tried.len() > limits.connect_retries as usize {
                 return Err(Unconnected::AllFailed);
             }
-            add_one(&pool.counters.connect_retried);
         }
     }
 }
