@@ -19,7 +19,7 @@ use baton_ha::driver::{self, Handle, Outcome, View};
 use baton_ha::vrrp::router::State;
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 
 use crate::config::system::System;
@@ -128,6 +128,16 @@ struct Live {
     config: Config,
     pools: Vec<Arc<Pool>>,
     checks: Checks,
+    phase: Phase,
+}
+
+/// Whether the configuration may still change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It may.
+    Running,
+    /// It may not: a new service would be opened behind the back of what closes them all.
+    Stopping,
 }
 
 impl Balancer {
@@ -154,7 +164,7 @@ impl Balancer {
             services = config.services.len(),
             "running"
         );
-        let live = Mutex::new(Live { config, pools, checks });
+        let live = Mutex::new(Live { config, pools, checks, phase: Phase::Running });
         Ok((Arc::new(Self { started: Instant::now(), election, proxy, live }), socket))
     }
 
@@ -162,17 +172,16 @@ impl Balancer {
     async fn run(self: Arc<Self>, socket: Socket) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+        let hangup = signal(SignalKind::hangup())?;
         let control = tokio::spawn(socket.serve(Arc::clone(&self)));
+        // On its own: neither SIGTERM nor the election waits for a reload.
+        let reloads = tokio::spawn(Arc::clone(&self).follow_hangup(hangup));
         let mut election = pin!(self.follow_election());
         notify(NotifyState::Ready);
-        let outcome = loop {
-            tokio::select! {
-                _ = terminate.recv() => break Ok("SIGTERM"),
-                _ = interrupt.recv() => break Ok("SIGINT"),
-                _ = hangup.recv() => self.reload_on_signal().await,
-                () = &mut election => break Err(anyhow!("the HA thread has ended; see the log")),
-            }
+        let outcome = tokio::select! {
+            _ = terminate.recv() => Ok("SIGTERM"),
+            _ = interrupt.recv() => Ok("SIGINT"),
+            () = &mut election => Err(anyhow!("the HA thread has ended; see the log")),
         };
         if let Ok(signal) = outcome {
             tracing::info!(signal, "stopping");
@@ -184,6 +193,7 @@ impl Balancer {
             _ = interrupt.recv() => tracing::warn!("second SIGINT: ending at once"),
         }
         control.abort();
+        reloads.abort();
         outcome.map(drop)
     }
 
@@ -217,8 +227,13 @@ impl Balancer {
             handle.shutdown().await;
             self.reset_sessions(ha, "this node stops").await;
         }
+        // A reload on its way is waited for, none comes after it.
+        let grace = {
+            let mut live = self.live.lock().await;
+            live.phase = Phase::Stopping;
+            live.config.node.shutdown_grace
+        };
         self.proxy.stop_accepting().await;
-        let grace = self.live.lock().await.config.node.shutdown_grace;
         let left = self.proxy.wait_idle(grace).await;
         if left > 0 {
             tracing::warn!(sessions = left, ?grace, "sessions reset: the grace is over");
@@ -293,6 +308,9 @@ impl Balancer {
     /// Applies the file as it is now, or leaves everything as it is.
     async fn reload(&self) -> anyhow::Result<Done> {
         let mut live = self.live.lock().await;
+        if live.phase == Phase::Stopping {
+            bail!("nothing was changed: this node is stopping");
+        }
         let started = Instant::now();
         let new = Config::load(&live.config.path).context("nothing was changed")?;
         let blockers = config::reload_blockers(&live.config, &new);
@@ -315,9 +333,12 @@ impl Balancer {
         Ok(Done { summary: summary.into(), steps })
     }
 
-    async fn reload_on_signal(&self) {
-        if let Err(error) = self.reload().await {
-            tracing::error!("SIGHUP: {error:#}");
+    /// Reloads at each SIGHUP; those that come while it does so are one.
+    async fn follow_hangup(self: Arc<Self>, mut hangup: Signal) {
+        while hangup.recv().await.is_some() {
+            if let Err(error) = self.reload().await {
+                tracing::error!("SIGHUP: {error:#}");
+            }
         }
     }
 }

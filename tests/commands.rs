@@ -301,6 +301,8 @@ fn reload_applies_what_it_can_and_a_wrong_file_changes_nothing() {
     assert_eq!(connect(other).unwrap().1, "a");
     assert!(alive(&mut held), "the connection to the backend that left ends by itself");
 
+    assert_eq!(daemon.log().matches("proxy started").count(), 1, "{}", daemon.log());
+
     // A removed service stops listening.
     daemon.rewrite(&service("s", listen, &[("b", b)]));
     daemon.signal(nix::sys::signal::Signal::SIGHUP);
@@ -369,12 +371,20 @@ fn a_backend_is_no_longer_down_when_its_check_is_gone_but_not_if_the_reload_fail
 #[test]
 fn sigterm_lets_connections_end_within_the_grace() {
     let listen = free();
-    let mut daemon = Daemon::start("30s", &service("s", listen, &[("a", server("a"))]));
+    let mut daemon = Daemon::start("10s", &service("s", listen, &[("a", server("a"))]));
     let (mut held, _) = connect(listen).unwrap();
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
     daemon.until("it stops accepting", || TcpStream::connect(listen).is_err());
     assert!(alive(&mut held), "what is open goes on");
     assert!(daemon.child.try_wait().unwrap().is_none(), "it waits for the connection");
+
+    // Nor does it begin to accept anywhere else.
+    let other = free();
+    daemon.rewrite(&service("s", other, &[("a", server("a"))]));
+    let refused = daemon.ask(&["reload"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(text(&refused.stderr).contains("this node is stopping"), "{refused:?}");
+    assert!(TcpStream::connect(other).is_err());
     drop(held);
     assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
     assert!(!daemon.socket().exists(), "the control socket is removed");

@@ -97,6 +97,7 @@ impl Proxy {
         let served = Mutex::new(pools.iter().map(|pool| key(&pool.service)).collect());
         let proxy = Self { workers: workers.map_err(StartError::Worker)?, served, capacity };
         proxy.warn_of_files(pools);
+        info!(sessions = proxy.capacity(), workers = count, "proxy started");
         Ok(proxy)
     }
 
@@ -176,8 +177,6 @@ impl Proxy {
                 "the services' max_connections come to {wanted}, but the limit of open files \
                  allows {sessions} sessions; raise LimitNOFILE, or expect refusals there"
             );
-        } else {
-            info!(sessions, workers = self.workers.len(), "proxy started");
         }
     }
 
