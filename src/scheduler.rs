@@ -118,14 +118,17 @@ fn least_connections<'a>(
 fn random<'a>(draw: u64, candidates: impl Iterator<Item = Candidate<'a>> + Clone) -> Option<usize> {
     let total: u64 = candidates.clone().map(|candidate| u64::from(candidate.weight)).sum();
     let mut left = draw.checked_rem(total)?;
+    let mut last = None;
     for (index, candidate) in candidates.enumerate() {
         let weight = u64::from(candidate.weight);
+        last = Some(index);
         if left < weight {
-            return Some(index);
+            break;
         }
         left -= weight;
     }
-    None
+    // Some may have become ineligible since they were added up; then it is the last.
+    last
 }
 
 /// What source-hash knows a backend by: a hash of its address and port, the same on every node
@@ -222,6 +225,15 @@ mod tests {
         ] {
             assert_eq!(choose(scheduler, source(1), 7, std::iter::empty()), None);
         }
+    }
+
+    #[test]
+    fn random_chooses_though_some_have_left_meanwhile() {
+        let backends = Backends::new(&[1, 1]);
+        // Both when they are added up, then the first alone.
+        let looks = std::cell::Cell::new(0);
+        let candidates = backends.candidates().filter(|_| looks.replace(looks.get() + 1) < 3);
+        assert_eq!(random(1, candidates), Some(0));
     }
 
     #[test]
