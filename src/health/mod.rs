@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::pool::{Member, Pool};
-use crate::service::{Check, Probe};
+use crate::service::{Check, Probe, ProxyProtocol, Service};
 use probe::Target;
 use task::{Subscriber, Subscribers};
 
@@ -109,7 +109,7 @@ fn jobs(pools: &[Arc<Pool>]) -> Vec<(Job, Vec<Subscriber>)> {
         let service = &pool.service;
         let Some(check) = &service.check else { continue };
         for member in &pool.members {
-            let job = job(check, &service.name, member);
+            let job = job(check, service, member);
             let subscriber =
                 Subscriber { service: service.name.clone(), member: Arc::clone(member) };
             match jobs.iter_mut().find(|(known, _)| *known == job) {
@@ -121,20 +121,29 @@ fn jobs(pools: &[Arc<Pool>]) -> Vec<(Job, Vec<Subscriber>)> {
     jobs
 }
 
-fn job(check: &Arc<Check>, service: &str, member: &Member) -> Job {
+fn job(check: &Arc<Check>, service: &Service, member: &Member) -> Job {
     let mut address = member.backend.address;
     match check.probe {
         Probe::Icmp => address.set_port(0),
         _ => address.set_port(check.port.unwrap_or(address.port())),
     }
+    let service_header = service.proxy_protocol;
     // Names are told to scripts only; elsewhere they must not keep two jobs apart.
     let (backend, service) = match check.probe {
-        Probe::Script { .. } => (member.backend.name.clone(), service.to_owned()),
+        Probe::Script { .. } => (member.backend.name.clone(), service.name.clone()),
         Probe::Tcp
         | Probe::Http { .. }
         | Probe::Socks5 { .. }
         | Probe::SendExpect { .. }
         | Probe::Icmp => (String::new(), String::new()),
     };
-    Job { target: Target { address, backend, service }, check: Arc::clone(check) }
+    // A port of the check's own is hardly one where clients' headers are expected.
+    let proxy_protocol = match check.probe {
+        Probe::Icmp | Probe::Script { .. } => ProxyProtocol::Off,
+        _ if check.port.is_some() => ProxyProtocol::Off,
+        Probe::Tcp | Probe::Http { .. } | Probe::Socks5 { .. } | Probe::SendExpect { .. } => {
+            service_header
+        }
+    };
+    Job { target: Target { address, proxy_protocol, backend, service }, check: Arc::clone(check) }
 }

@@ -181,7 +181,7 @@ fn now() -> Instant {
 mod tests {
     use super::*;
     use crate::health::probe::Target;
-    use crate::service::{Backend, Check, Probe};
+    use crate::service::{Backend, Check, Probe, ProxyProtocol};
     use std::net::TcpListener;
 
     /// A probe that waits for its place is late, not failed, even behind one that always runs
@@ -193,7 +193,12 @@ mod tests {
         let start = |probe, name: &str, milliseconds| {
             let interval = Duration::from_millis(milliseconds);
             let address = listener.local_addr().expect("an address");
-            let target = Target { address, backend: String::new(), service: String::new() };
+            let target = Target {
+                address,
+                proxy_protocol: ProxyProtocol::Off,
+                backend: String::new(),
+                service: String::new(),
+            };
             let name = name.to_owned();
             let check =
                 Check { name, probe, interval, timeout: interval, rise: 1, fall: 1, port: None };

@@ -13,6 +13,9 @@ pub(crate) struct Header {
     len: usize,
 }
 
+/// What version 2 begins with.
+const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
 impl Header {
     /// The header for a TCP connection from `client` to `vip`; empty where it is off.
     pub(crate) fn new(version: ProxyProtocol, client: SocketAddr, vip: SocketAddr) -> Self {
@@ -21,6 +24,21 @@ impl Header {
             ProxyProtocol::Off => {}
             ProxyProtocol::V1 => header.write_v1(client, vip),
             ProxyProtocol::V2 => header.write_v2(client, vip),
+        }
+        header
+    }
+
+    /// The header for a connection of this node's own, a check: it carries no addresses.
+    pub(crate) fn local(version: ProxyProtocol) -> Self {
+        let mut header = Self { bytes: [0; 107], len: 0 };
+        match version {
+            ProxyProtocol::Off => {}
+            ProxyProtocol::V1 => header.push(b"PROXY UNKNOWN\r\n"),
+            // Version 2, command LOCAL; no family, no protocol, nothing behind it.
+            ProxyProtocol::V2 => {
+                header.push(SIGNATURE);
+                header.push(&[0x20, 0, 0, 0]);
+            }
         }
         header
     }
@@ -48,7 +66,7 @@ impl Header {
     /// +----------------+---------------------+-------------+------------------+
     /// ```
     fn write_v2(&mut self, client: SocketAddr, vip: SocketAddr) {
-        self.push(b"\r\n\r\n\0\r\nQUIT\n");
+        self.push(SIGNATURE);
         // Version 2, command PROXY; then family (1: IPv4, 2: IPv6) and protocol (1: stream).
         let (family, length) = if client.is_ipv4() { (0x11, 12_u16) } else { (0x21, 36) };
         self.push(&[0x21, family]);
@@ -81,6 +99,15 @@ mod tests {
     #[test]
     fn off_is_nothing() {
         assert_eq!(bytes(ProxyProtocol::Off, "10.77.0.10:1", "10.77.0.100:2"), b"");
+    }
+
+    #[test]
+    fn of_a_check() {
+        let local = |version| Header::local(version).as_bytes().to_vec();
+        assert_eq!(local(ProxyProtocol::Off), b"");
+        assert_eq!(local(ProxyProtocol::V1), b"PROXY UNKNOWN\r\n");
+        let v2 = b"\x0D\x0A\x0D\x0A\x00\x0D\x0A\x51\x55\x49\x54\x0A\x20\x00\x00\x00";
+        assert_eq!(local(ProxyProtocol::V2), v2);
     }
 
     #[test]

@@ -16,7 +16,7 @@
 mod capacity;
 mod datagram;
 mod half;
-mod header;
+pub(crate) mod header;
 mod inq;
 mod join;
 mod listen;

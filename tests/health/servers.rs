@@ -1,6 +1,9 @@
 //! HTTP and TCP against nginx and HAProxy.
 
-use baton::service::Probe;
+use std::sync::Arc;
+
+use baton::pool::{Health, Pool};
+use baton::service::{Probe, ProxyProtocol, Service};
 
 use crate::support::*;
 
@@ -52,6 +55,37 @@ fn nginx_answers_for_its_own_sites_over_both_families() {
     assert_eq!(space.verdict(unnamed, "10.78.0.11:80"), down("http status 421, not 200 to 399"));
     let log = std::fs::read_to_string(space.dir.path().join("access.log")).expect("a log");
     assert!(log.contains("\"GET /ok HTTP/1.1\" 200") && log.contains("baton/"), "{log}");
+}
+
+/// A server that takes nothing without a header: checks bring what the service's clients do.
+#[test]
+fn haproxy_that_wants_a_proxy_header_is_up() {
+    let space = Space::new(&["10.78.0.11/32"]);
+    let conf = space.file(
+        "haproxy.cfg",
+        "defaults
+            mode http
+            timeout client 5s
+            timeout connect 5s
+            timeout server 5s
+        frontend f
+            bind 10.78.0.11:80 accept-proxy
+            http-request return status 200
+",
+    );
+    let _haproxy = space.serve(&format!("haproxy -db -f {}", conf.display()), &["10.78.0.11:80"]);
+    let address = "10.78.0.11:80".parse().expect("an address");
+    let asks = check(http("/", 200..=200));
+    let own_port = baton::service::Check { port: Some(80), ..asks.clone() };
+    use ProxyProtocol::{Off, V1, V2};
+    let pools = [(Off, &asks), (V1, &asks), (V2, &asks), (V2, &own_port)].map(|(header, check)| {
+        let service = Service::clone(&pool("s", check, &[address]).service);
+        Arc::new(Pool::new(Arc::new(Service { proxy_protocol: header, ..service })))
+    });
+    let verdicts =
+        || with_checks(&pools, |p| p.iter().map(|p| first_verdict(&p.members[0]).0).collect());
+    let verdicts: Vec<_> = space.ns.enter(verdicts).expect("the namespace");
+    assert_eq!(verdicts, [Health::Down, Health::Up, Health::Up, Health::Down]);
 }
 
 #[test]

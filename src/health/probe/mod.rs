@@ -12,7 +12,8 @@ use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::service::Probe;
+use crate::proxy::header::Header;
+use crate::service::{Probe, ProxyProtocol};
 
 mod http;
 mod icmp;
@@ -25,6 +26,8 @@ mod socks5;
 pub struct Target {
     /// Address and port; the check's own port where it names one.
     pub address: SocketAddr,
+    /// Header that a TCP connection begins with.
+    pub proxy_protocol: ProxyProtocol,
     /// Name of the backend, for scripts.
     pub backend: String,
     /// Name of the service, for scripts.
@@ -80,18 +83,18 @@ pub enum ProbeError {
 /// Probes once. `Ok`: the backend answers as it should.
 pub async fn run(probe: &Probe, target: &Target, progress: &Progress) -> Result<(), ProbeError> {
     match probe {
-        Probe::Tcp => connect(target.address, progress).await.map(drop),
+        Probe::Tcp => connect(target, progress).await.map(drop),
         Probe::Http { method, path, host, status } => {
             let request = http::request(method, path, host.as_deref(), target.address)?;
-            let stream = connect(target.address, progress).await?;
+            let stream = connect(target, progress).await?;
             http::converse(stream, &request, status, progress).await
         }
         Probe::Socks5 { target: beyond, credentials } => {
-            let stream = connect(target.address, progress).await?;
+            let stream = connect(target, progress).await?;
             socks5::converse(stream, beyond, credentials.as_ref(), progress).await
         }
         Probe::SendExpect { send, expect } => {
-            let stream = connect(target.address, progress).await?;
+            let stream = connect(target, progress).await?;
             send_expect::converse(stream, send, expect, progress).await
         }
         Probe::Icmp => icmp::echo(target.address, progress).await,
@@ -99,12 +102,17 @@ pub async fn run(probe: &Probe, target: &Target, progress: &Progress) -> Result<
     }
 }
 
-async fn connect(address: SocketAddr, progress: &Progress) -> Result<TcpStream, ProbeError> {
+async fn connect(target: &Target, progress: &Progress) -> Result<TcpStream, ProbeError> {
     progress.reach("not connected");
-    let stream = TcpStream::connect(address)
+    let mut stream = TcpStream::connect(target.address)
         .await
         .map_err(|source| ProbeError::Start { what: "connect", source })?;
     progress.reach("connected");
+    let header = Header::local(target.proxy_protocol);
+    stream
+        .write_all(header.as_bytes())
+        .await
+        .map_err(|source| ProbeError::Broken { reached: progress.reached(), source })?;
     Ok(stream)
 }
 
