@@ -15,7 +15,9 @@ use super::paths::family_name;
 use super::section::{At, BACKEND, SERVICE, Section, nearest};
 use super::value::{self, Read, complain};
 use super::vips::Vips;
-use crate::service::{Backend, Check, Limits, Mode, Protocol, ProxyProtocol, Scheduler, Service};
+use crate::service::{
+    Backend, Check, Limits, Mode, Probe, Protocol, ProxyProtocol, Scheduler, Service,
+};
 
 const MOST_CONNECTIONS: u32 = 1_000_000;
 const MOST_RETRIES: u32 = 16;
@@ -98,6 +100,9 @@ fn service(
                 section.report.error(&span, what, "remove the line, or write `protocol = \"tcp\"`");
             }
         }
+        if let (Some(check), Some(span)) = (&check, section.value_span("check")) {
+            warn_of_tcp(section, check, &span);
+        }
     }
     let limits = limits(section, protocol);
     let backends = backends(section, listen.as_ref(), &limits, vips);
@@ -117,6 +122,23 @@ fn service(
         },
         place: listen.span,
     })
+}
+
+/// Warns of a check that asks over TCP where only datagrams may be answered.
+fn warn_of_tcp(udp: &Section<'_>, check: &Check, span: &Range<usize>) {
+    let over_tcp = match check.probe {
+        Probe::Tcp | Probe::Http { .. } | Probe::Socks5 { .. } | Probe::SendExpect { .. } => true,
+        Probe::Icmp | Probe::Script { .. } => false,
+    };
+    if over_tcp && check.port.is_none() {
+        let name = &check.name;
+        let what = format!("check {name:?} asks the backends' UDP port over TCP");
+        let hint = format!(
+            "write the TCP port that answers as `port` in [checks.{name}], or a check of type \
+             \"icmp\" or \"script\""
+        );
+        udp.report.warning(span, what, hint);
+    }
 }
 
 const SCHEDULERS: &[(&str, Scheduler)] = &[
@@ -184,6 +206,12 @@ fn listen_address(value: &Spanned<DeValue<'_>>) -> Read<SocketAddr> {
     if !listen.ip().is_unspecified() {
         value::usable(listen.ip())?;
     }
+    if without_scope(listen) {
+        return complain(
+            format!("is {listen}, a link-local address without an interface"),
+            "a global or unique local address",
+        );
+    }
     Ok(listen)
 }
 
@@ -193,6 +221,10 @@ fn vip(value: &Spanned<DeValue<'_>>, vips: &Vips) -> Read<Option<IpAddr>> {
     let found =
         vips.right.iter().find(|vip| vip.name == wanted || Some(vip.vip.address) == address);
     match found {
+        Some(vip) if without_scope(SocketAddr::new(vip.vip.address, 0)) => complain(
+            format!("is {:?}, a link-local address, where a service can't listen", wanted),
+            "a VIP with a global or unique local address",
+        ),
         Some(vip) => Ok(Some(vip.vip.address)),
         None if vips.wrong.contains(&wanted) => Ok(None),
         None => {
@@ -320,16 +352,18 @@ fn backends(
 fn backend_address(value: &Spanned<DeValue<'_>>) -> Read<SocketAddr> {
     let address = value::socket_address(value)?;
     value::usable(address.ip())?;
-    if let SocketAddr::V6(v6) = address
-        && v6.ip().is_unicast_link_local()
-        && v6.scope_id() == 0
-    {
+    if without_scope(address) {
         return complain(
             format!("is {address}, a link-local address"),
             "the backend's global or unique local address",
         );
     }
     Ok(address)
+}
+
+/// Whether it is a link-local address that doesn't say on which interface: no socket takes it.
+fn without_scope(address: SocketAddr) -> bool {
+    matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0)
 }
 
 /// Reports a backend of another family than its service, and one that is this node itself.
