@@ -54,6 +54,8 @@ pub enum Input {
     Reached(ProbeId, &'static str),
     /// The probe ended: well, or with a reason for people.
     Finished(ProbeId, Result<(), String>),
+    /// The probe failed for want of something on this node: it says nothing about the backend.
+    Void(ProbeId),
 }
 
 /// What the machine wants done, in this order.
@@ -133,9 +135,13 @@ impl Machine {
                 self.wait(now, started);
                 self.judge(result);
             }
+            (Phase::Probing { probe, started, .. }, Input::Void(of)) if of == probe => {
+                self.wait(now, started);
+            }
             // Of a probe that was cancelled meanwhile.
             (Phase::Probing { .. } | Phase::Waiting { .. }, Input::Reached(..))
-            | (Phase::Probing { .. } | Phase::Waiting { .. }, Input::Finished(..)) => {}
+            | (Phase::Probing { .. } | Phase::Waiting { .. }, Input::Finished(..))
+            | (Phase::Probing { .. } | Phase::Waiting { .. }, Input::Void(..)) => {}
         }
     }
 
@@ -392,12 +398,15 @@ mod tests {
             (waiting, MS, Some(Input::Reached(old, "far")), waiting, none()),
             (waiting, MS, Some(Input::Finished(old, ok.clone())), waiting, none()),
             (waiting, MS, Some(Input::Finished(old, no())), waiting, none()),
+            (waiting, MS, Some(Input::Void(old)), waiting, none()),
             (waiting, INTERVAL - MS, None, waiting, none()),
             (waiting, INTERVAL, None, next(t + INTERVAL), start()),
             (waiting, late, None, next(t + late), start()),
             (probing, MS, Some(Input::Reached(old, "far")), probing, none()),
             (probing, MS, Some(Input::Reached(mine, "far")), reached("far"), none()),
             (probing, MS, Some(Input::Finished(old, no())), probing, none()),
+            (probing, MS, Some(Input::Void(old)), probing, none()),
+            (probing, MS, Some(Input::Void(mine)), waiting, none()),
             (probing, MS, Some(Input::Finished(mine, ok.clone())), waiting, up()),
             (probing, MS, Some(Input::Finished(mine, no())), waiting, down("no")),
             // An answer read late still counts; the start that went by is made up for at once.

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::Job;
 use super::machine::{Input, Machine, Output, ProbeId, Timing};
-use super::probe::{self, Progress};
+use super::probe::{self, ProbeError, Progress};
 use crate::pool::{Health, Member};
 
 /// A member that a check speaks for.
@@ -79,7 +79,7 @@ struct Flight {
     id: ProbeId,
     started: Instant,
     progress: Arc<Progress>,
-    probe: Pin<Box<dyn Future<Output = Result<(), String>> + Send>>,
+    probe: Pin<Box<dyn Future<Output = Result<(), ProbeError>> + Send>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -93,6 +93,7 @@ pub(super) async fn check(
     let job = Arc::new(job);
     let mut machine = Machine::new(now(), Timing::new(&job.check), seed);
     let mut flight: Option<Flight> = None;
+    let mut short = false;
     loop {
         let mut place = None;
         let due = machine.poll_timeout().expect("a backend is always checked again");
@@ -102,7 +103,7 @@ pub(super) async fn check(
             result = result_of(&mut flight) => {
                 if let Some(Flight { id, started, .. }) = flight.take() {
                     subscribers.note_probe(now() - started);
-                    machine.handle_input(now(), Input::Finished(id, result));
+                    machine.handle_input(now(), judged(&job, id, result, &mut short));
                 }
             }
             // Unconstrained: a probe that always finds something to read must not keep the time
@@ -140,16 +141,27 @@ fn take_off(job: &Arc<Job>, id: ProbeId, place: OwnedSemaphorePermit) -> Flight 
     let progress = Arc::new(Progress::default());
     let probe = {
         let (job, progress) = (Arc::clone(job), Arc::clone(&progress));
-        async move {
-            let result = probe::run(&job.check.probe, &job.target, &progress).await;
-            result.map_err(|error| error.to_string())
-        }
+        async move { probe::run(&job.check.probe, &job.target, &progress).await }
     };
     Flight { id, started: now(), progress, probe: Box::pin(probe), _place: place }
 }
 
+/// What a result says of the backend. Where it says nothing, it is logged once while it lasts:
+/// `short` remembers.
+fn judged(job: &Job, id: ProbeId, result: Result<(), ProbeError>, short: &mut bool) -> Input {
+    let Some(error) = result.as_ref().err().filter(|error| error.is_of_this_node()) else {
+        *short = false;
+        return Input::Finished(id, result.map_err(|error| error.to_string()));
+    };
+    if !std::mem::replace(short, true) {
+        let (check, address) = (&job.check.name, job.target.address);
+        warn!(check, %address, %error, "can't probe: this node is short of something; the verdict stands");
+    }
+    Input::Void(id)
+}
+
 /// Never, without a probe.
-async fn result_of(flight: &mut Option<Flight>) -> Result<(), String> {
+async fn result_of(flight: &mut Option<Flight>) -> Result<(), ProbeError> {
     match flight {
         Some(flight) => flight.probe.as_mut().await,
         None => pending().await,

@@ -51,6 +51,31 @@ fn one_backend_of_a_pool_is_down_alone_and_comes_back_after_rise() {
     });
 }
 
+/// With one port to connect from, which the first probe leaves in TIME_WAIT, no other starts.
+#[test]
+fn what_this_node_is_short_of_is_not_held_against_the_backend() {
+    let space = Space::new(&[]);
+    let (probes, health) = space
+        .ns
+        .enter(|| {
+            for (key, value) in [("ip_local_port_range", "40000 40000"), ("tcp_tw_reuse", "0")] {
+                std::fs::write(format!("/proc/sys/net/ipv4/{key}"), value).expect("a setting");
+            }
+            let listener = std::net::TcpListener::bind("127.0.0.1:9000").expect("a port");
+            let address = listener.local_addr().expect("an address");
+            with_checks(&[pool("s", &often(Probe::Tcp), &[address])], |pools| {
+                let member = &pools[0].members[0];
+                assert_eq!(first_verdict(member), up());
+                // So that it is the probe that ends the connection first.
+                std::thread::sleep(Duration::from_secs(1));
+                listener.set_nonblocking(true).expect("a socket option");
+                (listener.incoming().map_while(Result::ok).count(), member.health())
+            })
+        })
+        .expect("the namespace");
+    assert_eq!((probes, health), (1, Health::Up));
+}
+
 #[test]
 fn backends_checked_alike_are_probed_once_for_all_services() {
     let (address, probes) = counted(Does::Nothing);

@@ -80,6 +80,27 @@ pub enum ProbeError {
     Answer(String),
 }
 
+impl ProbeError {
+    /// Whether it was this node that ran out of something (descriptors, ports, memory,
+    /// processes), which is nothing to hold against the backend.
+    pub fn is_of_this_node(&self) -> bool {
+        let (Self::Start { source, .. } | Self::Broken { source, .. }) = self else {
+            return false;
+        };
+        matches!(
+            source.raw_os_error(),
+            Some(
+                libc::EMFILE
+                    | libc::ENFILE
+                    | libc::ENOMEM
+                    | libc::ENOBUFS
+                    | libc::EADDRNOTAVAIL
+                    | libc::EAGAIN
+            )
+        )
+    }
+}
+
 /// Probes once. `Ok`: the backend answers as it should.
 pub async fn run(probe: &Probe, target: &Target, progress: &Progress) -> Result<(), ProbeError> {
     match probe {
