@@ -25,7 +25,7 @@ mod task;
 
 /// Probes in flight at once, over all backends: what they may take of sockets and processes.
 /// Where it is full, further probes start later; none is left out.
-const PROBES_AT_ONCE: usize = 256;
+pub(crate) const PROBES_AT_ONCE: usize = 256;
 
 /// The running checks. Dropping it ends them.
 #[derive(Debug)]

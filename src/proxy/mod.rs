@@ -85,13 +85,14 @@ impl Proxy {
     pub fn start(pools: &[Arc<Pool>], workers: usize) -> Result<Self, StartError> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let count = if workers == 0 { cores() } else { workers };
+        // First, as the listeners may need more files than the limit is to begin with.
+        let capacity = Arc::new(Capacity::of_this_process(count, pools));
         let mut shares: Vec<_> = (0..count).map(|_| Vec::with_capacity(pools.len())).collect();
         for pool in pools {
             for (share, socket) in shares.iter_mut().zip(open(&pool.service, count)?) {
                 share.push((Arc::clone(pool), socket));
             }
         }
-        let capacity = Arc::new(Capacity::of_this_process(count));
         let start = |(index, share)| worker::start(index, Arc::clone(&capacity), share);
         let workers: io::Result<_> = shares.into_iter().enumerate().map(start).collect();
         let served = Mutex::new(pools.iter().map(|pool| key(&pool.service)).collect());
@@ -115,6 +116,7 @@ impl Proxy {
         for pool in pools.iter().filter(|pool| !before.contains(&key(&pool.service))) {
             opened.push((pool, open(&pool.service, self.workers.len())?));
         }
+        self.capacity.renew(pools);
         self.warn_of_files(pools);
         let after: Vec<_> = pools.iter().map(|pool| key(&pool.service)).collect();
         for &gone in before.iter().filter(|gone| !after.contains(gone)) {
@@ -165,13 +167,13 @@ impl Proxy {
 
     /// How many sessions the limit of open files allows, over all services.
     pub fn capacity(&self) -> usize {
-        self.capacity.sessions
+        self.capacity.sessions()
     }
 
     fn warn_of_files(&self, pools: &[Arc<Pool>]) {
         let most = |pool: &Arc<Pool>| pool.service.limits.max_connections as usize;
         let wanted: usize = pools.iter().map(most).sum();
-        let sessions = self.capacity.sessions;
+        let sessions = self.capacity.sessions();
         if wanted > sessions {
             warn!(
                 "the services' max_connections come to {wanted}, but the limit of open files \

@@ -292,7 +292,7 @@ mod tests {
         let runtime = builder.enable_all().build_local(LocalOptions::default());
         let runtime = runtime.expect("a runtime");
         runtime.block_on(async {
-            let mut worker = Worker::new(Arc::new(Capacity::of_this_process(1)));
+            let mut worker = Worker::new(Arc::new(Capacity::of_this_process(1, &[])));
             worker.serve(pool, Opened::Tcp(listener)).expect("served");
             let mut clients: Vec<_> =
                 (0..300).map(|_| TcpStream::connect(address).expect("connected")).collect();
