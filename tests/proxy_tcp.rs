@@ -11,7 +11,7 @@ use std::time::Duration;
 use baton::pool::{Admin, Pool};
 use baton::service::{Protocol, Scheduler};
 use proxy_support::*;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 const LARGE: usize = 100 << 20;
 
@@ -187,6 +187,36 @@ fn a_reset_ends_the_session_though_the_other_half_is_closed_already() {
     reset(client);
     assert!(received.recv_timeout(Duration::from_secs(20)).unwrap());
     running.wait_until_empty();
+}
+
+#[test]
+fn what_a_client_does_not_take_is_given_up_after_the_session_too() {
+    let address = backend("127.0.0.1:0", |mut stream| {
+        write_pattern(&mut stream, 5, 1 << 19).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let _ = read_all(&mut stream);
+    });
+    let mut service = service(Protocol::Tcp, &[address]);
+    service.limits.half_close_timeout = Duration::from_secs(1);
+    let running = Running::new(service);
+    let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    client.set_recv_buffer_size(16 << 10).unwrap();
+    client.connect(&running.pool.service.listen.into()).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    wait_until("it is served", || count(&running.pool.counters.bytes_out) == 1 << 19);
+    running.wait_until_empty();
+    // Connections of the service's port but for the client's own end and the listeners.
+    let local = format!(":{:04X} ", running.pool.service.listen.port());
+    let kept = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let is_kept = |line: &&str| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            format!("{} ", fields[1]).ends_with(&local) && !matches!(fields[3], "0A" | "06")
+        };
+        table.lines().skip(1).filter(is_kept).count()
+    };
+    wait_until("the kernel forgets it", || kept() == 0);
+    drop(client);
 }
 
 #[test]

@@ -24,7 +24,10 @@ use crate::service::Limits;
 #[derive(Debug)]
 pub(crate) enum End {
     /// Both sides have ended properly.
-    Closed,
+    Closed {
+        /// It was long or carried much: bytes may wait in the kernel still.
+        settled: bool,
+    },
     /// No byte for the idle or half-close timeout.
     Idle,
     /// One side reset, vanished, or failed.
@@ -59,7 +62,9 @@ pub(crate) async fn join(
             return Poll::Ready(End::Told(order));
         }
         match joined.poll_halves(cx, client, backend, &mut tools.borrow_mut()) {
-            Poll::Ready(Ok(())) => return Poll::Ready(End::Closed),
+            Poll::Ready(Ok(())) => {
+                return Poll::Ready(End::Closed { settled: joined.settle_at.is_none() });
+            }
             Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(error)),
             Poll::Pending => {}
         }

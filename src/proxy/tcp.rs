@@ -171,7 +171,13 @@ impl TcpFront {
         let (limits, counters) = (&pool.service.limits, &pool.counters);
         let end = join(&client, &backend, limits, counters, &seat, &self.shared.tools).await;
         match end {
-            End::Closed => {
+            End::Closed { settled } => {
+                // A peer that takes nothing doesn't keep what is left for ever.
+                if settled {
+                    let most = Some(limits.half_close_timeout);
+                    let _ = SockRef::from(&client).set_tcp_user_timeout(most);
+                    let _ = SockRef::from(&backend).set_tcp_user_timeout(most);
+                }
                 // From here on the kernel sees to it that bytes and ends arrive.
                 let _ = SockRef::from(&client).set_linger(None);
                 let _ = SockRef::from(&backend).set_linger(None);
