@@ -119,9 +119,13 @@ impl Lab {
         let process = daemon
             .start(&self.netns(node), node, &self.dir, self.options.lifetime)
             .doing(format!("{node}: starting {}", daemon.name))?;
-        self.processes.retain(|old| {
-            old.started.node != process.started.node || old.started.name != process.started.name
-        });
+        let again = |old: &Process| {
+            old.started.node == process.started.node && old.started.name == process.started.name
+        };
+        for mut old in self.processes.extract_if(.., |old| again(old)) {
+            // What is started again has ended; this reaps it.
+            let _ = old.ended();
+        }
         self.processes.push(process);
         Ok(())
     }
