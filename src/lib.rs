@@ -23,6 +23,7 @@ pub mod balancer;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod datapath;
 pub mod guard;
 pub mod health;
 pub mod lab;

@@ -1,0 +1,51 @@
+//! Compiles the kernel datapath (`src/datapath/bpf`) with clang and generates its Rust skeleton.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use libbpf_cargo::SkeletonBuilder;
+
+const SOURCES: &str = "src/datapath/bpf";
+
+fn main() -> ExitCode {
+    // A folder: cargo looks at every file in it.
+    println!("cargo::rerun-if-changed={SOURCES}");
+    println!("cargo::rerun-if-env-changed=CLANG");
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in error.lines() {
+                println!("cargo::error={line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), String> {
+    let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
+    if let Err(error) = Command::new(&clang).arg("--version").output() {
+        return Err(format!(
+            "the kernel datapath is C that clang compiles for eBPF, and `{clang}` does not run: \
+             {error}\ninstall it with `make setup` (Debian: apt-get install clang llvm), or name \
+             another in the environment variable CLANG"
+        ));
+    }
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
+    SkeletonBuilder::new()
+        .source(Path::new(SOURCES).join("datapath.bpf.c"))
+        .clang(&clang)
+        // v3: atomic operations that return a value, 32-bit arithmetic; in every kernel since
+        // 5.12. The folder has asm/types.h, which Debian keeps apart for each architecture.
+        .clang_args([
+            "-mcpu=v3".to_owned(),
+            "-Wall".to_owned(),
+            "-Werror".to_owned(),
+            format!("-I/usr/include/{arch}-linux-gnu"),
+        ])
+        .reference_obj(true)
+        .build_and_generate(out.join("datapath.skel.rs"))
+        .map_err(|error| format!("the kernel datapath does not compile: {error:#}"))
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The bounds of every table and loop, and the verdict that each step gives. What happens at a
+ * bound is said where the table is; docs/decisions/datapath.md has them all beside their bytes.
+ */
+#pragma once
+
+/* Services of a node, as in the configuration. */
+#define SERVICES 1024
+/* Backends of all services together; ids are 16 bits, 0 is none. */
+#define BACKENDS 16384
+/* VIPs and NAT addresses. */
+#define ADDRESSES 1024
+/* Slots of a schedule: a prime well above the number of backends. */
+#define SLOTS 65537
+/* Slots tried when the chosen backend has just gone and the schedule does not know it yet. */
+#define SLOT_TRIES 4
+/* NAT ports tried for a new flow: at 90 % of all ports in use, one flow in a million finds none. */
+#define PORT_TRIES 128
+/* NAT ports begin here; below are those of well-known servers. */
+#define FIRST_PORT 1024
+#define PORTS (65536 - FIRST_PORT)
+/* IPv6 extension headers that are looked at. */
+#define EXTENSION_HEADERS 6
+/* VLAN tags that are looked at. */
+#define VLAN_TAGS 2
+/* Bytes that must be in the linear part: Ethernet, two tags, IPv6 with some extension headers, TCP. */
+#define PULL_BYTES 192
+
+/* Flows; the loader sets the size from `datapath.flows`. */
+#define DEFAULT_FLOWS 131072
+/* Half-open flows; the loader sets it from `datapath.half_open_flows`. */
+#define DEFAULT_HALF_OPEN 32768
+/* Flows that one run of the collector looks at. */
+#define SWEEP 256
+
+/* A step's verdict, or `GO_ON` to the next. */
+enum verdict {
+	GO_ON = 0,
+	/* Not ours: up the stack. */
+	VERDICT_PASS,
+	/* Counted where it was given. */
+	VERDICT_DROP,
+	/* As the plan says. */
+	VERDICT_FORWARD,
+};

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The way of a packet, the same for both hooks: gate, parse, service, flow (on a miss: select),
+ * plan. It reads the packet and writes maps; the packet itself is changed by the hook, as the plan
+ * says.
+ */
+#pragma once
+
+#include "flow.h"
+#include "frag.h"
+#include "gate.h"
+#include "icmp.h"
+#include "parse.h"
+#include "service.h"
+
+/* What becomes of a packet: `VERDICT_FORWARD` does this. */
+struct plan {
+	struct address source;
+	struct address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	/* enum forward_mode */
+	__u32 mode;
+	/* Where it goes out; 0: the hook looks it up. */
+	__u32 ifindex;
+	/* In MODE_DSR_*: whom the Ethernet destination (or the outer header) is. */
+	struct address next_hop;
+};
+
+static __always_inline int check_packet(struct packet *packet)
+{
+	if (packet->broken)
+		return drop(packet->broken - 1);
+	if (is_bad_source(packet))
+		return drop(DROP_BAD_SOURCE);
+	if (same_address(&packet->source, &packet->destination))
+		return drop(DROP_LAND);
+	if (packet->ttl <= 1)
+		return drop(DROP_TTL);
+	return GO_ON;
+}
+
+/* From a client to a service. */
+static __always_inline int plan_inbound(struct packet *packet, struct service *service, __u32 id,
+					struct plan *plan)
+{
+	struct flow_key key = flow_key_of(packet, id);
+	struct flow flow = {};
+	struct backend *backend;
+	__u32 backend_id;
+	int verdict;
+
+	verdict = find_flow(packet, &key, service, &flow);
+	if (verdict != GO_ON)
+		return verdict;
+	backend_id = flow.backend;
+	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
+	if (!backend || backend->state == BACKEND_GONE)
+		return drop(DROP_STALE);
+	if (backend->state == BACKEND_DOWN)
+		return drop(DROP_BACKEND_DOWN);
+	plan->mode = service->mode;
+	plan->ifindex = backend->ifindex;
+	plan->next_hop = backend->address;
+	plan->source = packet->source;
+	plan->source_port = packet->source_port;
+	plan->destination = packet->destination;
+	plan->destination_port = packet->destination_port;
+	if (service->mode == MODE_NAT) {
+		plan->source = backend->nat;
+		plan->source_port = flow.nat_port;
+	}
+	if (service->mode == MODE_NAT || service->mode == MODE_DNAT) {
+		plan->destination = backend->address;
+		plan->destination_port = backend->port;
+	}
+	count_in(id, backend_id, packet->length);
+	return VERDICT_FORWARD;
+}
+
+/* From a server, perhaps to a client. */
+static __always_inline int plan_outbound(struct packet *packet, __u32 server, struct plan *plan)
+{
+	struct reply reply = {};
+	struct service *service;
+	__u32 service_id;
+	int verdict;
+
+	verdict = find_reply(packet, server, &reply);
+	if (verdict != GO_ON)
+		return verdict;
+	service_id = reply.service;
+	service = bpf_map_lookup_elem(&service_table, &service_id);
+	if (!service)
+		return drop(DROP_STALE);
+	plan->mode = service->mode;
+	plan->ifindex = reply.ifindex ? reply.ifindex : service->ifindex;
+	plan->source = service->vip;
+	plan->source_port = service->port;
+	plan->destination = reply.client;
+	plan->destination_port = reply.port;
+	count_out(service_id, reply.backend, packet->length);
+	return VERDICT_FORWARD;
+}
+
+/* A packet with nothing to be found for it: what is for an address of ours, is for the stack if
+ * the gate is open. */
+static __always_inline int pass_or_drop(struct packet *packet, int closed)
+{
+	if (closed && (address_use(&packet->destination) & (ADDRESS_VIP | ADDRESS_NAT)))
+		return drop(DROP_GATE_CLOSED);
+	return VERDICT_PASS;
+}
+
+/* The whole way; `plan` is set where the verdict is `VERDICT_FORWARD`. */
+static __always_inline int decide(void *data, void *end, __u32 size, struct packet *packet,
+				  struct plan *plan)
+{
+	__u64 now = now_jiffies();
+	int closed = gate_is_closed(now);
+	struct service *service;
+	__u32 service_id = 0;
+	__u32 server;
+	int verdict;
+
+	packet->now = now;
+	if (parse(data, end, size, packet) != GO_ON)
+		return pass_or_drop(packet, closed);
+	/* Its ports are not known, or not to be believed: is it one of ours at all? */
+	if (packet->broken || packet->fragment == FRAGMENT_LATER) {
+		if (!address_use(&packet->destination))
+			return VERDICT_PASS;
+		verdict = packet->broken ? drop(packet->broken - 1) : join_fragment(packet);
+		if (verdict != GO_ON)
+			return verdict;
+	}
+	service = find_service(packet, &service_id);
+	if (service && service->mode != MODE_PROXY) {
+		if (closed)
+			return drop(DROP_GATE_CLOSED);
+		verdict = check_packet(packet);
+		if (verdict != GO_ON)
+			return verdict;
+		return plan_inbound(packet, service, service_id, plan);
+	}
+	server = service ? 0 : find_server(packet);
+	if (!server)
+		return pass_or_drop(packet, closed);
+	/* Checked before the flow is looked for: a closed gate must not refresh it. */
+	if (closed)
+		return pass_or_drop(packet, closed);
+	verdict = plan_outbound(packet, server, plan);
+	if (verdict != VERDICT_PASS)
+		return verdict == VERDICT_FORWARD && packet->ttl <= 1 ? drop(DROP_TTL) : verdict;
+	/* Nobody sends to a NAT address but servers, and servers only to ports of flows. */
+	if (address_use(&packet->destination))
+		return drop(DROP_REPLY_NO_FLOW);
+	return VERDICT_PASS;
+}

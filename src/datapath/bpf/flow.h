@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The flow table: who talks to which backend.
+ *
+ * A flow is half-open until both ends have shown that they are there: TCP, when the client
+ * confirms the backend's SYN+ACK by its number; UDP, when the backend answers (in DSR, where we
+ * do not see answers: at the client's second packet). Half-open flows live in tables of their
+ * own, where the oldest makes room for the newest, so that a SYN flood pushes out other half-open
+ * flows and nothing else. An established flow is never evicted: when `flows` is full, a flow stays
+ * half-open, its packets are dropped and counted (DROP_TABLE_FULL), and the next try may find room.
+ *
+ * A flow has an entry for each direction, in maps of their own. Each direction writes its own
+ * entry only. In DSR there is one, since replies do not come by.
+ *
+ * Whether a flow is over is decided from both entries: by `flow_is_over` when its client begins
+ * anew, and by the collector (collect.h), which alone removes entries of flows that have ended.
+ */
+#pragma once
+
+#include "bounds.h"
+#include "counters.h"
+#include "events.h"
+#include "hash.h"
+#include "select.h"
+#include "types.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+	__uint(max_entries, DEFAULT_FLOWS);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct reply_key);
+	__type(value, struct reply);
+	__uint(max_entries, DEFAULT_FLOWS);
+} replies SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+	__uint(max_entries, DEFAULT_HALF_OPEN);
+} half_flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct reply_key);
+	__type(value, struct half_reply);
+	__uint(max_entries, DEFAULT_HALF_OPEN);
+} half_replies SEC(".maps");
+
+static __always_inline int mode_has_replies(__u8 mode)
+{
+	return mode == MODE_NAT || mode == MODE_DNAT;
+}
+
+static __always_inline struct flow_key flow_key_of(struct packet *packet, __u32 service)
+{
+	struct flow_key key = {
+		.client = packet->source,
+		.port = packet->source_port,
+		.service = service,
+	};
+	return key;
+}
+
+/* The key of a flow's other direction. */
+static __always_inline struct reply_key reply_key_of(const struct flow_key *key,
+						     const struct service *service,
+						     const struct backend *backend, __be16 nat_port)
+{
+	struct reply_key reply = {
+		.address = service->mode == MODE_NAT ? backend->nat : key->client,
+		.server = backend->server,
+		.port = nat_port,
+	};
+	return reply;
+}
+
+static __always_inline __u32 timeout_of(const struct service *service, __u8 in, __u8 out)
+{
+	if ((in | out) & FLOW_RST || (in & out & FLOW_FIN))
+		return service->closed_timeout;
+	if ((in | out) & FLOW_FIN)
+		return service->half_close_timeout;
+	return service->idle_timeout;
+}
+
+/* Whether a flow has ended and may make room for a new one: reset, or closed from both ends. */
+static __always_inline int flow_is_closed(__u8 in, __u8 out)
+{
+	return ((in | out) & FLOW_RST) || (in & out & FLOW_FIN);
+}
+
+static __always_inline int is_syn(struct packet *packet)
+{
+	return packet->protocol == IPPROTO_TCP &&
+	       (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
+static __always_inline __u8 flags_shown(struct packet *packet)
+{
+	__u8 flags = 0;
+
+	if (packet->protocol != IPPROTO_TCP)
+		return 0;
+	if (packet->tcp_flags & TCP_FIN)
+		flags |= FLOW_FIN;
+	if (packet->tcp_flags & TCP_RST)
+		flags |= FLOW_RST;
+	return flags;
+}
+
+/* Notes a packet of the client's. Writes only what changes, to leave the cache line alone. */
+static __always_inline void touch_flow(struct flow *flow, struct packet *packet)
+{
+	__u8 flags = flags_shown(packet);
+
+	if (flow->seen != packet->now)
+		flow->seen = packet->now;
+	if ((flow->flags & flags) != flags)
+		flow->flags |= flags;
+}
+
+/* The same, of the backend's. */
+static __always_inline void touch_reply(struct reply *reply, struct packet *packet)
+{
+	__u8 flags = flags_shown(packet);
+
+	if (reply->seen != packet->now)
+		reply->seen = packet->now;
+	if ((reply->flags & flags) != flags)
+		reply->flags |= flags;
+}
+
+struct port_search {
+	struct reply_key key;
+	struct half_reply value;
+	__u32 first;
+	__u32 found;
+};
+
+static long try_port(__u32 nth, void *context)
+{
+	struct port_search *search = context;
+	struct half_reply *there;
+	/* A prime step reaches every port, and neighbours soon go separate ways. */
+	__u32 port = FIRST_PORT + (search->first + nth * 4099) % PORTS;
+
+	search->key.port = bpf_htons(port);
+	if (bpf_map_lookup_elem(&replies, &search->key))
+		return 0;
+	if (bpf_map_update_elem(&half_replies, &search->key, &search->value, BPF_NOEXIST)) {
+		/* Of a half-open flow of the same client whose other half was evicted: ours. */
+		there = bpf_map_lookup_elem(&half_replies, &search->key);
+		if (!there || !same_address(&there->reply.client, &search->value.reply.client) ||
+		    there->reply.port != search->value.reply.port ||
+		    there->reply.service != search->value.reply.service)
+			return 0;
+	}
+	search->found = port;
+	return 1;
+}
+
+/* Takes a port towards the backend; the first candidate is a hash of the flow, so that another
+ * node that does not know the flow would take the same. Inserting it is what makes it ours. */
+static __noinline int open_nat(const struct flow_key *key, const struct service *service,
+			       const struct backend *backend, struct packet *packet,
+			       struct flow *flow)
+{
+	struct port_search search = {};
+
+	search.key = reply_key_of(key, service, backend, 0);
+	search.value.reply.client = key->client;
+	search.value.reply.port = key->port;
+	search.value.reply.service = key->service;
+	search.value.reply.backend = flow->backend;
+	search.value.reply.ifindex = packet->ifindex;
+	search.value.reply.seen = packet->now;
+	search.first = hash_flow(service->seed, &key->client, key->port) % PORTS;
+	bpf_loop(PORT_TRIES, try_port, &search, 0);
+	if (!search.found)
+		return drop(DROP_PORTS_EXHAUSTED);
+	flow->nat_port = bpf_htons(search.found);
+	return GO_ON;
+}
+
+/* The reply's key is the client's own: it can be taken by a flow of the same client to the same
+ * server through another service, and then there is no way to tell them apart. */
+static __noinline int open_dnat(const struct flow_key *key, const struct service *service,
+				const struct backend *backend, struct packet *packet,
+				struct flow *flow)
+{
+	struct reply_key reply_key = reply_key_of(key, service, backend, key->port);
+	struct half_reply half = {};
+
+	half.reply.client = key->client;
+	half.reply.port = key->port;
+	half.reply.service = key->service;
+	half.reply.backend = flow->backend;
+	half.reply.ifindex = packet->ifindex;
+	half.reply.seen = packet->now;
+	if (bpf_map_lookup_elem(&replies, &reply_key))
+		return drop(DROP_PORTS_EXHAUSTED);
+	bpf_map_update_elem(&half_replies, &reply_key, &half, BPF_ANY);
+	return GO_ON;
+}
+
+/* A flow that was not known: its first packet. */
+static __noinline int open_flow(struct packet *packet, const struct flow_key *key,
+				const struct service *service, struct flow *flow)
+{
+	__u32 service_id = key->service, backend_id = 0;
+	struct backend *backend;
+	int verdict = GO_ON;
+
+	/* Not the beginning of one: nobody knows where it belongs. */
+	if (packet->protocol == IPPROTO_TCP && !is_syn(packet))
+		return drop(DROP_NO_FLOW);
+	backend = select_backend(service, service_id, packet, &backend_id);
+	if (!backend)
+		return drop(DROP_NO_BACKEND);
+	flow->backend = backend_id;
+	flow->nat_port = key->port;
+	flow->flags = 0;
+	flow->seen = packet->now;
+	flow->began = packet->now;
+	if (service->mode == MODE_NAT)
+		verdict = open_nat(key, service, backend, packet, flow);
+	else if (service->mode == MODE_DNAT)
+		verdict = open_dnat(key, service, backend, packet, flow);
+	if (verdict != GO_ON)
+		return verdict;
+	bpf_map_update_elem(&half_flows, key, flow, BPF_ANY);
+	count_begun(service_id, backend_id);
+	return GO_ON;
+}
+
+/* Both ends are there: from the half-open tables into those that nothing is evicted from. */
+static __noinline int establish(const struct flow_key *key, const struct flow *flow,
+				const struct reply_key *reply_key, const struct half_reply *half)
+{
+	struct reply reply = {};
+	long error;
+
+	if (half) {
+		reply = half->reply;
+		error = bpf_map_update_elem(&replies, reply_key, &reply, BPF_NOEXIST);
+		/* Another CPU was here before, or another flow took the key while we were evicted. */
+		if (error == -EEXIST)
+			return bpf_map_lookup_elem(&flows, key) ? GO_ON : drop(DROP_STALE);
+		if (error)
+			return drop(DROP_TABLE_FULL);
+	}
+	error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
+	if (error && error != -EEXIST) {
+		if (half)
+			bpf_map_delete_elem(&replies, reply_key);
+		return drop(DROP_TABLE_FULL);
+	}
+	if (half)
+		bpf_map_delete_elem(&half_replies, reply_key);
+	bpf_map_delete_elem(&half_flows, key);
+	count_established(key->service, flow->backend);
+	emit(EVENT_ESTABLISHED, key, flow);
+	return GO_ON;
+}
+
+/* Whether the client's packet confirms the backend's SYN+ACK. Its first segment after it carries
+ * exactly that number, or one a little further on where that one was lost. */
+static __always_inline int confirms(const struct half_reply *half, struct packet *packet)
+{
+	return (half->reply.flags & FLOW_SYN_ACK) && (packet->tcp_flags & TCP_ACK) &&
+	       packet->acknowledgement - (half->isn + 1) < 65536;
+}
+
+/* Instead of a verdict: what is there of the flow can't be gone on with. */
+#define BEGIN_ANEW -1
+
+/* A client's packet of a flow that is half-open. `flow` is a copy. */
+static __noinline int go_on_half_open(struct packet *packet, const struct flow_key *key,
+				      const struct service *service, struct flow *flow)
+{
+	__u32 backend_id = flow->backend;
+	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
+	struct half_reply *half = NULL;
+	struct reply_key reply_key;
+
+	if (!backend)
+		return drop(DROP_STALE);
+	reply_key = reply_key_of(key, service, backend, flow->nat_port);
+	if (mode_has_replies(service->mode)) {
+		half = bpf_map_lookup_elem(&half_replies, &reply_key);
+		/* Evicted, or another's by now. */
+		if (!half || half->reply.port != key->port || half->reply.service != key->service ||
+		    !same_address(&half->reply.client, &key->client))
+			return BEGIN_ANEW;
+	}
+	/* Its backend has gone before it came to anything. */
+	if (is_syn(packet) && backend->state != BACKEND_UP)
+		return BEGIN_ANEW;
+	touch_flow(flow, packet);
+	if (packet->protocol != IPPROTO_TCP)
+		/* Of UDP the reply establishes, see reply_establishes; in DSR the second packet. */
+		return half ? GO_ON : establish(key, flow, &reply_key, NULL);
+	if (is_syn(packet) || (flow->flags & FLOW_RST)) {
+		bpf_map_update_elem(&half_flows, key, flow, BPF_ANY);
+		return GO_ON;
+	}
+	if (half && !confirms(half, packet))
+		return drop(DROP_HANDSHAKE);
+	return establish(key, flow, &reply_key, half);
+}
+
+/* Removes both directions of a flow. */
+static __noinline void remove_flow(const struct flow_key *key, const struct flow *flow,
+				   const struct service *service)
+{
+	__u32 backend_id = flow->backend;
+	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
+
+	emit(EVENT_ENDED, key, flow);
+	if (backend && mode_has_replies(service->mode)) {
+		struct reply_key reply_key = reply_key_of(key, service, backend, flow->nat_port);
+
+		bpf_map_delete_elem(&replies, &reply_key);
+	}
+	bpf_map_delete_elem(&flows, key);
+}
+
+/* The flags of the reply's entry; none where there is none. */
+static __always_inline __u8 reply_flags(const struct flow_key *key, const struct flow *flow,
+					const struct service *service)
+{
+	__u32 backend_id = flow->backend;
+	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
+	struct reply_key reply_key;
+	struct reply *reply;
+
+	if (!backend || !mode_has_replies(service->mode))
+		return 0;
+	reply_key = reply_key_of(key, service, backend, flow->nat_port);
+	reply = bpf_map_lookup_elem(&replies, &reply_key);
+	return reply ? reply->flags : 0;
+}
+
+/* Whether a packet would begin a flow where one has ended. */
+static __noinline int takes_over_from(const struct flow_key *key, const struct flow *flow,
+				      const struct service *service)
+{
+	return flow_is_closed(flow->flags, reply_flags(key, flow, service));
+}
+
+/* A packet of a flow that is not established. */
+static __always_inline int flow_slow(struct packet *packet, const struct flow_key *key,
+				     const struct service *service, struct flow *found)
+{
+	struct flow *half = bpf_map_lookup_elem(&half_flows, key);
+	int verdict;
+
+	if (half) {
+		*found = *half;
+		verdict = go_on_half_open(packet, key, service, found);
+		if (verdict != BEGIN_ANEW)
+			return verdict;
+	}
+	return open_flow(packet, key, service, found);
+}
+
+/* The flow of a client's packet, found or begun; `found` is a copy of what matters of it. */
+static __always_inline int find_flow(struct packet *packet, const struct flow_key *key,
+				     const struct service *service, struct flow *found)
+{
+	struct flow *flow = bpf_map_lookup_elem(&flows, key);
+
+	if (flow) {
+		*found = *flow;
+		if (!is_syn(packet) || !takes_over_from(key, found, service)) {
+			touch_flow(flow, packet);
+			return GO_ON;
+		}
+		remove_flow(key, found, service);
+	}
+	return flow_slow(packet, key, service, found);
+}
+
+/* A reply of a flow that is half-open: notes what it shows. UDP is established by it. */
+static __noinline int reply_half_open(struct packet *packet, const struct reply_key *key,
+				      struct reply *found)
+{
+	struct half_reply *half = bpf_map_lookup_elem(&half_replies, key);
+	struct flow_key flow_key = {};
+	struct flow *flow;
+	struct flow copy;
+
+	if (!half)
+		return VERDICT_PASS;
+	touch_reply(&half->reply, packet);
+	if (packet->protocol == IPPROTO_TCP &&
+	    (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)) {
+		half->isn = packet->sequence;
+		half->reply.flags |= FLOW_SYN_ACK;
+	}
+	*found = half->reply;
+	if (packet->protocol == IPPROTO_TCP)
+		return GO_ON;
+	flow_key.client = half->reply.client;
+	flow_key.port = half->reply.port;
+	flow_key.service = half->reply.service;
+	flow = bpf_map_lookup_elem(&half_flows, &flow_key);
+	if (!flow)
+		return drop(DROP_STALE);
+	copy = *flow;
+	return establish(&flow_key, &copy, key, half);
+}
+
+/* The flow that a packet from a server belongs to; `VERDICT_PASS`: none. */
+static __always_inline int find_reply(struct packet *packet, __u32 server, struct reply *found)
+{
+	struct reply_key key = {
+		.address = packet->destination,
+		.server = server,
+		.port = packet->destination_port,
+	};
+	struct reply *reply = bpf_map_lookup_elem(&replies, &key);
+
+	if (!reply)
+		return reply_half_open(packet, &key, found);
+	touch_reply(reply, packet);
+	*found = *reply;
+	return GO_ON;
+}

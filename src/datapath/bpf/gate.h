@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The gate: packets of VIPs and flows go through only while the lease holds. Userspace renews it
+ * with one store into mapped memory; nobody has to close it: it closes by itself when nobody
+ * renews. The map outlives the daemon.
+ */
+#pragma once
+
+#include "bounds.h"
+
+struct gate {
+	/* jiffies64 from which on it is closed; 0 at the start: closed. */
+	__u64 open_until;
+	/* Who opened it (the fencing number of the lease); not looked at here. */
+	__u64 epoch;
+};
+
+volatile struct gate gate;
+
+/* jiffies cost nothing per packet, ktime 34 ns; the grain is 1/HZ. */
+static __always_inline __u64 now_jiffies(void)
+{
+	return bpf_jiffies64();
+}
+
+static __always_inline int gate_is_closed(__u64 now)
+{
+	return (__s64)(gate.open_until - now) <= 0;
+}

@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Ethernet, VLAN tags, IPv4 with options, IPv6 with extension headers, TCP, UDP: from bytes to a
+ * `struct packet`. It reads only, and knows neither the hook nor any map but the drop counters.
+ *
+ * What is no IP, or IP that is neither TCP nor UDP, is `VERDICT_PASS`. What claims to be and is
+ * broken is marked (`broken`) and not dropped here: whether it concerns us shows later, and other
+ * people's broken packets are none of our business.
+ */
+#pragma once
+
+#include "bounds.h"
+#include "counters.h"
+#include "types.h"
+
+enum fragment {
+	/* All of a packet. */
+	FRAGMENT_NONE = 0,
+	/* The first, which has the ports. */
+	FRAGMENT_FIRST,
+	/* A later one, which has none. */
+	FRAGMENT_LATER,
+};
+
+struct packet {
+	struct address source;
+	struct address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	/* ETH_P_IP or ETH_P_IPV6, host order. */
+	__u16 family;
+	__u8 protocol;
+	/* enum fragment */
+	__u8 fragment;
+	/* Where the headers begin, from the first byte of Ethernet. */
+	__u16 l3;
+	__u16 l4;
+	/* The network layer's length as its header has it, in bytes. */
+	__u32 length;
+	/* Of TCP, host order. */
+	__u32 sequence;
+	__u32 acknowledgement;
+	/* Low byte of TCP's flags. */
+	__u8 tcp_flags;
+	/* TTL or hop limit. */
+	__u8 ttl;
+	/* enum drop_reason + 1 of what is wrong with it; 0: nothing. */
+	__u8 broken;
+	__u8 pad;
+	/* Identification of the datagram that it is a fragment of. */
+	__u32 fragment_id;
+	/* The interface it came by. */
+	__u32 ifindex;
+	/* Low 32 bits of jiffies64. */
+	__u32 now;
+};
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+#define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV4_FRAGMENT_OFFSET 0x1fff
+
+/* Offsets stay below these, which the verifier must see again wherever they are used. */
+#define L3_MASK 0x3f
+#define L4_MASK 0x1ff
+
+struct vlan {
+	__be16 tag;
+	__be16 next;
+};
+
+struct extension {
+	__u8 next;
+	__u8 length;
+	__be16 offset;
+	__be32 id;
+};
+
+static __always_inline int broken(struct packet *packet, enum drop_reason reason)
+{
+	packet->broken = reason + 1;
+	return GO_ON;
+}
+
+static __always_inline void map_ipv4(struct address *address, __be32 ipv4)
+{
+	address->words[0] = 0;
+	address->words[1] = 0;
+	address->words[2] = bpf_htonl(0xffff);
+	address->words[3] = ipv4;
+}
+
+static __always_inline int same_address(const struct address *one, const struct address *other)
+{
+	return one->words[3] == other->words[3] && one->words[2] == other->words[2] &&
+	       one->words[1] == other->words[1] && one->words[0] == other->words[0];
+}
+
+/* An address that no host sends from: "this network", loopback, multicast, reserved, or none. */
+static __always_inline int is_bad_source(const struct packet *packet)
+{
+	const struct address *source = &packet->source;
+	__u32 first = bpf_ntohl(source->words[0]);
+	__u32 last = bpf_ntohl(source->words[3]);
+
+	if (packet->family == ETH_P_IP)
+		return last >> 24 == 0 || last >> 24 == 127 || last >> 28 >= 0xe;
+	return first >> 24 == 0xff ||
+	       (!source->words[0] && !source->words[1] && !source->words[2] && last <= 1);
+}
+
+static __always_inline int parse_tcp(void *data, void *end, struct packet *packet)
+{
+	struct tcphdr *tcp = data + (packet->l4 & L4_MASK);
+	__u32 header = packet->l4 - packet->l3;
+
+	if ((void *)(tcp + 1) > end)
+		return broken(packet, DROP_TRUNCATED);
+	packet->source_port = tcp->source;
+	packet->destination_port = tcp->dest;
+	packet->sequence = bpf_ntohl(tcp->seq);
+	packet->acknowledgement = bpf_ntohl(tcp->ack_seq);
+	packet->tcp_flags = ((__u8 *)tcp)[13];
+	/* A first fragment may hold less than the header; its receiver judges that. */
+	if (packet->length < header + sizeof(*tcp))
+		return broken(packet, DROP_BAD_LENGTH);
+	if (tcp->doff < 5 || (packet->fragment == FRAGMENT_NONE &&
+			      packet->length < header + tcp->doff * 4))
+		return broken(packet, DROP_BAD_HEADER);
+	return GO_ON;
+}
+
+static __always_inline int parse_udp(void *data, void *end, struct packet *packet)
+{
+	struct udphdr *udp = data + (packet->l4 & L4_MASK);
+	__u32 header = packet->l4 - packet->l3;
+	__u32 length;
+
+	if ((void *)(udp + 1) > end)
+		return broken(packet, DROP_TRUNCATED);
+	packet->source_port = udp->source;
+	packet->destination_port = udp->dest;
+	length = bpf_ntohs(udp->len);
+	if (packet->length < header + sizeof(*udp) || length < sizeof(*udp) ||
+	    (packet->fragment == FRAGMENT_NONE && packet->length < header + length))
+		return broken(packet, DROP_BAD_LENGTH);
+	return GO_ON;
+}
+
+static __always_inline int parse_transport(void *data, void *end, struct packet *packet)
+{
+	if (packet->fragment == FRAGMENT_LATER)
+		return GO_ON;
+	if (packet->protocol == IPPROTO_TCP)
+		return parse_tcp(data, end, packet);
+	return parse_udp(data, end, packet);
+}
+
+/* The sum over an IPv4 header of `words` 32-bit words is 0xffff if nothing was changed on the way. */
+static __always_inline int ipv4_checksum_is_wrong(void *data, void *end, struct packet *packet,
+						  __u32 words)
+{
+	__be32 *header = data + (packet->l3 & L3_MASK);
+	__u64 sum = 0;
+
+	for (__u32 i = 0; i < 15; i++) {
+		__be32 *word = header + i;
+
+		if (i >= words)
+			break;
+		/* The compiler would compare in a way that the verifier does not follow. */
+		barrier_var(word);
+		if ((void *)(word + 1) > end)
+			return 1;
+		sum += *word;
+	}
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum != 0xffff;
+}
+
+static __always_inline int parse_ipv4(void *data, void *end, struct packet *packet, __u32 wire)
+{
+	struct iphdr *ip = data + (packet->l3 & L3_MASK);
+	__u32 header;
+	__u16 fragment;
+
+	if ((void *)(ip + 1) > end)
+		return VERDICT_PASS;
+	map_ipv4(&packet->source, ip->saddr);
+	map_ipv4(&packet->destination, ip->daddr);
+	packet->protocol = ip->protocol;
+	packet->ttl = ip->ttl;
+	packet->length = bpf_ntohs(ip->tot_len);
+	packet->fragment_id = bpf_ntohs(ip->id);
+	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
+		return VERDICT_PASS;
+	header = ip->ihl * 4;
+	packet->l4 = packet->l3 + header;
+	if (ip->version != 4 || header < sizeof(*ip))
+		return broken(packet, DROP_BAD_HEADER);
+	if (packet->length < header || packet->length > wire)
+		return broken(packet, DROP_BAD_LENGTH);
+	if (ipv4_checksum_is_wrong(data, end, packet, ip->ihl))
+		return broken(packet, DROP_BAD_CHECKSUM);
+	fragment = bpf_ntohs(ip->frag_off);
+	if (fragment & IPV4_FRAGMENT_OFFSET)
+		packet->fragment = FRAGMENT_LATER;
+	else if (fragment & IPV4_MORE_FRAGMENTS)
+		packet->fragment = FRAGMENT_FIRST;
+	return parse_transport(data, end, packet);
+}
+
+static __always_inline int parse_ipv6(void *data, void *end, struct packet *packet, __u32 wire)
+{
+	struct ipv6hdr *ip = data + (packet->l3 & L3_MASK);
+	__u32 offset = packet->l3 + sizeof(*ip);
+	__u8 next;
+
+	if ((void *)(ip + 1) > end)
+		return VERDICT_PASS;
+	__builtin_memcpy(&packet->source, &ip->saddr, sizeof(packet->source));
+	__builtin_memcpy(&packet->destination, &ip->daddr, sizeof(packet->destination));
+	packet->ttl = ip->hop_limit;
+	packet->length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	next = ip->nexthdr;
+	for (int i = 0; i < EXTENSION_HEADERS; i++) {
+		struct extension *extension = data + (offset & L4_MASK);
+
+		if (next == IPPROTO_TCP || next == IPPROTO_UDP)
+			break;
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT)
+			return VERDICT_PASS;
+		if ((void *)(extension + 1) > end)
+			return VERDICT_PASS;
+		if (next == IPPROTO_FRAGMENT) {
+			__u16 place = bpf_ntohs(extension->offset);
+
+			packet->fragment_id = bpf_ntohl(extension->id);
+			if (place & 0xfff8)
+				packet->fragment = FRAGMENT_LATER;
+			else if (place & 1)
+				packet->fragment = FRAGMENT_FIRST;
+			offset += sizeof(*extension);
+		} else {
+			offset += (extension->length + 1) * 8;
+		}
+		next = extension->next;
+		if (offset > L4_MASK)
+			return VERDICT_PASS;
+		/* What follows in a later fragment is payload. */
+		if (packet->fragment == FRAGMENT_LATER)
+			break;
+	}
+	if (next != IPPROTO_TCP && next != IPPROTO_UDP)
+		return VERDICT_PASS;
+	packet->protocol = next;
+	packet->l4 = offset;
+	if (ip->version != 6)
+		return broken(packet, DROP_BAD_HEADER);
+	if (packet->length > wire || packet->length < offset - packet->l3)
+		return broken(packet, DROP_BAD_LENGTH);
+	return parse_transport(data, end, packet);
+}
+
+/* `size`: bytes of the whole packet, beyond `end` too where not all of it is linear. */
+static __always_inline int parse(void *data, void *end, __u32 size, struct packet *packet)
+{
+	struct ethhdr *ethernet = data;
+	__u32 offset = sizeof(*ethernet);
+	__be16 next;
+
+	if ((void *)(ethernet + 1) > end)
+		return VERDICT_PASS;
+	next = ethernet->h_proto;
+	for (int i = 0; i < VLAN_TAGS; i++) {
+		struct vlan *vlan = data + offset;
+
+		if (next != bpf_htons(ETH_P_8021Q) && next != bpf_htons(ETH_P_8021AD))
+			break;
+		if ((void *)(vlan + 1) > end)
+			return VERDICT_PASS;
+		next = vlan->next;
+		offset += sizeof(*vlan);
+	}
+	packet->l3 = offset;
+	packet->family = bpf_ntohs(next);
+	if (packet->family == ETH_P_IP)
+		return parse_ipv4(data, end, packet, size - offset);
+	if (packet->family == ETH_P_IPV6)
+		return parse_ipv6(data, end, packet, size - offset);
+	return VERDICT_PASS;
+}

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The TC hook (clsact, ingress): works with socket buffers, so that GSO and partial checksums stay
+ * as they are. It is the hook for veth, virtio and whatever XDP does not do well, and it takes
+ * what the XDP hook passes on (a neighbour that has to be looked for first).
+ */
+#pragma once
+
+#include "rewrite.h"
+
+/* Since Linux 6.16; older kernels refuse it. */
+#ifndef BPF_F_IPV6
+#define BPF_F_IPV6 (1ULL << 7)
+#endif
+
+/* The transport checksum follows the change. The kernel's helper knows whether it is partial (then
+ * it holds the pseudo-header's sum alone, and ports do not matter) or complete. */
+static __always_inline int tc_checksum(struct __sk_buff *skb, const struct packet *packet,
+				       const struct change *change)
+{
+	__u32 offset = (packet->l4 & L4_MASK) + checksum_offset(packet);
+	__u64 udp = packet->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__u64 ipv6 = packet->family == ETH_P_IPV6 ? BPF_F_IPV6 : 0;
+	long error;
+
+	if (packet->fragment == FRAGMENT_LATER)
+		return 0;
+	error = bpf_l4_csum_replace(skb, offset, 0, fold32(change->pseudo),
+				    BPF_F_PSEUDO_HDR | ipv6 | udp);
+	if (error == -EINVAL && ipv6)
+		error = bpf_l4_csum_replace(skb, offset, 0, fold32(change->pseudo),
+					    BPF_F_PSEUDO_HDR | udp);
+	if (error)
+		return error;
+	return bpf_l4_csum_replace(skb, offset, 0, fold32(change->ports), udp);
+}
+
+/* To the backend itself, whatever the destination address is. */
+static __always_inline int tc_redirect_to(const struct packet *packet, const struct plan *plan)
+{
+	struct bpf_redir_neigh neighbour = {};
+
+	if (packet->family == ETH_P_IP) {
+		neighbour.nh_family = AF_INET;
+		neighbour.ipv4_nh = plan->next_hop.words[3];
+	} else {
+		neighbour.nh_family = AF_INET6;
+		__builtin_memcpy(neighbour.ipv6_nh, &plan->next_hop, sizeof(neighbour.ipv6_nh));
+	}
+	return bpf_redirect_neigh(plan->ifindex, &neighbour, sizeof(neighbour), 0);
+}
+
+static __always_inline int tc_forward(struct __sk_buff *skb, const struct packet *packet,
+				      const struct plan *plan)
+{
+	struct change change = {};
+
+	if (!plan->ifindex) {
+		drop(DROP_STALE);
+		return TC_ACT_SHOT;
+	}
+	/* Nothing is rewritten, not even the TTL: for the backend it is as if the client's packet
+	 * had come to it directly. */
+	if (plan->mode == MODE_DSR_L2)
+		return tc_redirect_to(packet, plan);
+	if (plan->mode != MODE_NAT && plan->mode != MODE_DNAT) {
+		drop(DROP_UNSUPPORTED);
+		return TC_ACT_SHOT;
+	}
+	if (rewrite_headers((void *)(long)skb->data, (void *)(long)skb->data_end, packet, plan,
+			    &change) ||
+	    tc_checksum(skb, packet, &change)) {
+		drop(DROP_REWRITE);
+		return TC_ACT_SHOT;
+	}
+	/* The kernel looks the route up from here, out of that interface, and the neighbour. */
+	return bpf_redirect_neigh(plan->ifindex, NULL, 0, 0);
+}
+
+SEC("tc")
+int baton_tc(struct __sk_buff *skb)
+{
+	struct packet packet = { .ifindex = skb->ifindex };
+	struct plan plan = {};
+	__u32 linear = skb->data_end - skb->data;
+
+	if (linear < PULL_BYTES && linear < skb->len)
+		bpf_skb_pull_data(skb, skb->len < PULL_BYTES ? skb->len : PULL_BYTES);
+	switch (decide((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, &packet,
+		       &plan)) {
+	case VERDICT_FORWARD:
+		return tc_forward(skb, &packet, &plan);
+	case VERDICT_PASS:
+		return TC_ACT_UNSPEC;
+	default:
+		return TC_ACT_SHOT;
+	}
+}
