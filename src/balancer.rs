@@ -1,7 +1,9 @@
 //! Composition root of `baton run`: configuration → pools, proxies, checks, election, control
 //! socket; and what happens between them.
 //!
-//! * The election leaves Active → sessions on the VIPs are reset.
+//! * The election leaves Active → the gate of the datapath closes, sessions on the VIPs are reset.
+//! * While this node is Active → the gate is held open; a backend changes → so do the kernel's
+//!   tables.
 //! * A command on the control socket → election, pools, or a new configuration.
 //! * SIGTERM, SIGINT → yield first, then the sessions end, then the process. SIGHUP → reload.
 //!
@@ -10,21 +12,23 @@
 use std::fmt;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
-use baton_ha::config::HaConfig;
+use baton_ha::config::{HaConfig, Vip};
 use baton_ha::driver::{self, Handle, Outcome, View};
 use baton_ha::vrrp::router::State;
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
+use tokio::time::MissedTickBehavior;
 
 use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{Answer, Reply, Request, Socket};
+use crate::datapath::{Datapath, LEASE, load::Sizes};
 use crate::guard;
 use crate::health::Checks;
 use crate::pool::{Admin, Member, Pool};
@@ -119,6 +123,8 @@ struct Balancer {
     started: Instant,
     election: Option<(HaConfig, Handle)>,
     proxy: Proxy,
+    /// Made when the first service needs it.
+    datapath: OnceLock<Datapath>,
     live: Mutex<Live>,
 }
 
@@ -146,7 +152,10 @@ impl Balancer {
         let socket = Socket::bind(&config.node.control)?;
         let new = |service: &Arc<Service>| Arc::new(Pool::new(Arc::clone(service)));
         let pools: Vec<_> = config.services.iter().map(new).collect();
-        let proxy = Proxy::start(&pools, config.node.workers)?;
+        let proxy = Proxy::start(&proxied(&pools), config.node.workers)?;
+        // Before the election: no packet for a VIP may come before somebody holds it back.
+        let datapath = OnceLock::new();
+        start_datapath(&datapath, &config, &pools)?;
         let checks = Checks::start(&pools);
         let election = match &config.ha {
             Some(ha) => Some((
@@ -165,7 +174,7 @@ impl Balancer {
             "running"
         );
         let live = Mutex::new(Live { config, pools, checks, phase: Phase::Running });
-        Ok((Arc::new(Self { started: Instant::now(), election, proxy, live }), socket))
+        Ok((Arc::new(Self { started: Instant::now(), election, proxy, datapath, live }), socket))
     }
 
     /// Serves until a signal says stop, or the HA thread ends without being told to.
@@ -176,6 +185,7 @@ impl Balancer {
         let control = tokio::spawn(socket.serve(Arc::clone(&self)));
         // On its own: neither SIGTERM nor the election waits for a reload.
         let reloads = tokio::spawn(Arc::clone(&self).follow_hangup(hangup));
+        let datapath = tokio::spawn(Arc::clone(&self).drive_datapath());
         let mut election = pin!(self.follow_election());
         notify(NotifyState::Ready);
         let outcome = tokio::select! {
@@ -194,6 +204,7 @@ impl Balancer {
         }
         control.abort();
         reloads.abort();
+        datapath.abort();
         outcome.map(drop)
     }
 
@@ -206,10 +217,52 @@ impl Balancer {
         while view.changed().await.is_ok() {
             let after = active_since(&view.borrow_and_update());
             if before.is_some() && before != after {
+                if let Some(datapath) = self.datapath.get() {
+                    datapath.end_lease();
+                }
                 self.reset_sessions(ha, "this node is no longer Active").await;
             }
             before = after;
         }
+    }
+
+    /// Holds the gate open while this node is Active, and tells the datapath what has changed
+    /// about the backends and the ways to them.
+    async fn drive_datapath(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(LEASE / 10);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut followed = Followed::default();
+        loop {
+            ticks.tick().await;
+            let Some(datapath) = self.datapath.get() else { continue };
+            if let Err(error) = self.renew_lease(datapath) {
+                tracing::error!("the gate could not be held open: {error:#}");
+            }
+            let live = self.live.lock().await;
+            if followed.is_due(&live.pools) {
+                let vips = vips(&live.config);
+                // System calls, and now and then a schedule to build.
+                let applied = tokio::task::block_in_place(|| datapath.apply(&live.pools, vips));
+                if let Err(error) = applied {
+                    tracing::error!(
+                        "the datapath could not be brought up to date: {:#}",
+                        anyhow::Error::from(error)
+                    );
+                }
+            }
+        }
+    }
+
+    /// Keeps the gate open if this node is Active at this moment.
+    fn renew_lease(&self, datapath: &Datapath) -> anyhow::Result<()> {
+        let Some((_, handle)) = &self.election else { return Ok(()) };
+        let view = handle.view();
+        // Held until the store is done: who stops being Active in between closes it afterwards.
+        let view = view.borrow();
+        if active_since(&view).is_some() {
+            datapath.renew_lease()?;
+        }
+        Ok(())
     }
 
     async fn reset_sessions(&self, ha: &HaConfig, why: &str) {
@@ -320,7 +373,11 @@ impl Balancer {
         warn_of(&new);
         let pools: Vec<_> =
             new.services.iter().map(|service| renewed(&live.pools, service)).collect();
-        self.proxy.renew(&pools).await.context("nothing was changed")?;
+        start_datapath(&self.datapath, &new, &pools).context("nothing was changed")?;
+        self.proxy.renew(&proxied(&pools)).await.context("nothing was changed")?;
+        if let Some(datapath) = self.datapath.get() {
+            tokio::task::block_in_place(|| datapath.apply(&pools, vips(&new)))?;
+        }
         live.checks.apply(&pools);
         let changes = changes(&live.config.services, &new.services);
         live.pools = pools;
@@ -360,6 +417,67 @@ impl Answer for Balancer {
                 Reply::Error(format!("{error:#}"))
             }
         }
+    }
+}
+
+/// The pools whose sessions end here.
+fn proxied(pools: &[Arc<Pool>]) -> Vec<Arc<Pool>> {
+    pools.iter().filter(|pool| !pool.service.mode.is_in_kernel()).cloned().collect()
+}
+
+fn vips(config: &Config) -> &[Vip] {
+    config.ha.as_ref().map_or(&[], |ha| &ha.vips)
+}
+
+/// Starts the datapath if a service needs it and it does not run yet.
+fn start_datapath(
+    datapath: &OnceLock<Datapath>,
+    config: &Config,
+    pools: &[Arc<Pool>],
+) -> anyhow::Result<()> {
+    let needed = pools.iter().any(|pool| pool.service.mode.is_in_kernel());
+    if needed && datapath.get().is_none() {
+        let config::Datapath { flows, half_open_flows } = config.datapath;
+        let started = Datapath::start(Sizes { flows, half_open_flows }, pools, vips(config))
+            .context("the kernel datapath can't start")?;
+        tracing::info!(flows, half_open_flows, "datapath started");
+        // Only this function sets it, and its callers hold the configuration.
+        let _ = datapath.set(started);
+    }
+    Ok(())
+}
+
+/// When the datapath was last told of the pools, to tell it again.
+#[derive(Debug, Default)]
+struct Followed {
+    changes: Vec<watch::Receiver<u64>>,
+    pools: Vec<Weak<Pool>>,
+    at: Option<Instant>,
+}
+
+impl Followed {
+    /// Whether a pool has changed, or it is time to look after the routes and interfaces, of whose
+    /// changes nobody tells.
+    fn is_due(&mut self, pools: &[Arc<Pool>]) -> bool {
+        const EVERY: Duration = Duration::from_secs(2);
+        let renewed = !pools.iter().map(Arc::as_ptr).eq(self.pools.iter().map(Weak::as_ptr));
+        if renewed {
+            self.pools = pools.iter().map(Arc::downgrade).collect();
+            self.changes = pools.iter().map(|pool| pool.changes()).collect();
+        }
+        let changed = |changes: &mut watch::Receiver<u64>| {
+            let changed = changes.has_changed().unwrap_or(false);
+            changes.mark_unchanged();
+            changed
+        };
+        // All of them: each is to be marked.
+        let changed = self.changes.iter_mut().map(changed).fold(false, |any, one| any | one);
+        let late = self.at.is_none_or(|at| at.elapsed() >= EVERY);
+        let due = renewed || changed || late;
+        if due {
+            self.at = Some(Instant::now());
+        }
+        due
     }
 }
 

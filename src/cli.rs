@@ -151,6 +151,12 @@ enum Command {
     /// Started by `baton run`: removes the VIPs when the daemon no longer can.
     #[command(hide = true)]
     Guard(guard::GuardArgs),
+    /// Take the datapath out of the kernel: programs, tables, and with them every flow.
+    ///
+    /// What `baton run` leaves there when it ends, so that the next one finds its flows. Run it
+    /// when no `baton run` is to follow, in the network namespace where it ran.
+    #[command(after_help = EXIT_CODES)]
+    Unload,
     /// A relay pair with real SOCKS servers in network namespaces on this machine.
     #[command(subcommand)]
     Lab(lab::cli::LabCommand),
@@ -252,6 +258,10 @@ impl Command {
             Command::Disable(args) => args.set(Admin::Disabled)?,
             Command::Reload { asked } => command(&asked, &Request::Reload)?,
             Command::Guard(guard) => guard.stand()?,
+            Command::Unload => {
+                crate::datapath::unload()?;
+                print("the datapath is out of the kernel\n")?;
+            }
             Command::Lab(lab) => return lab.run(),
             Command::Drill(drill) => return drill.run(),
         }

@@ -25,9 +25,11 @@ use crate::service::{Check, Service};
 
 mod checks;
 mod cluster;
+mod datapath;
 mod describe;
 mod duration;
 mod election;
+mod modes;
 mod node;
 mod paths;
 mod problem;
@@ -66,6 +68,8 @@ pub struct Config {
     pub ha: Option<HaConfig>,
     /// The VIPs' names, in the order of [`HaConfig::vips`]; empty without VIPs.
     pub vip_names: Vec<String>,
+    /// `[datapath]`.
+    pub datapath: Datapath,
     /// The services, in the order of the file.
     pub services: Vec<Arc<Service>>,
     /// The checks, in the order of the file, those that no service uses too.
@@ -102,6 +106,22 @@ pub struct Node {
     pub workers: usize,
     /// Default log filter, overridden by `BATON_LOG`.
     pub log: String,
+}
+
+/// `[datapath]`: how much the tables in the kernel hold. They are made when the first service
+/// needs them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Datapath {
+    /// Established flows. One more stays half-open, and its packets are dropped and counted.
+    pub flows: u32,
+    /// Half-open flows; the oldest make room for the newest.
+    pub half_open_flows: u32,
+}
+
+impl Default for Datapath {
+    fn default() -> Self {
+        Self { flows: 131_072, half_open_flows: 32_768 }
+    }
 }
 
 impl Config {
@@ -146,6 +166,7 @@ struct Parts {
     cluster: cluster::Cluster,
     vips: vips::Vips,
     election: election::Election,
+    datapath: Datapath,
     checks: Vec<checks::Named>,
     services: Vec<services::Listening>,
 }
@@ -156,9 +177,10 @@ impl Parts {
         let vips = vips::read(root);
         let cluster = cluster::read(root, node.as_ref(), &vips.right);
         let election = election::read(root, node.as_ref(), &cluster, &vips.right);
+        let datapath = datapath::read(root);
         let checks = checks::read(root);
         let services = services::read(root, &vips, &checks);
-        Self { node, cluster, vips, election, checks, services }
+        Self { node, cluster, vips, election, datapath, checks, services }
     }
 
     /// What they mean together; none of them may have been wrong.
@@ -176,6 +198,7 @@ impl Parts {
             cluster: self.cluster.name,
             ha: self.election.ha,
             vip_names: self.vips.right.into_iter().map(|vip| vip.name).collect(),
+            datapath: self.datapath,
             services: services.collect(),
             checks: self.checks.into_iter().filter_map(|named| named.check).collect(),
             warnings,

@@ -27,6 +27,7 @@ pub mod datapath;
 pub mod guard;
 pub mod health;
 pub mod lab;
+pub mod maglev;
 pub mod pool;
 pub mod proxy;
 pub mod scheduler;

@@ -37,7 +37,9 @@ pub fn choose<'a>(
 ) -> Option<usize> {
     match scheduler {
         Scheduler::RoundRobin => round_robin(candidates),
-        Scheduler::SourceHash => source_hash(source_key(source), candidates),
+        // The configuration keeps `maglev` to services in the kernel; by source is what comes
+        // nearest to it here.
+        Scheduler::SourceHash | Scheduler::Maglev => source_hash(source_key(source), candidates),
         Scheduler::LeastConnections => least_connections(draw, candidates),
         Scheduler::Random => random(draw, candidates),
     }

@@ -71,18 +71,84 @@ pub enum Protocol {
     Udp,
 }
 
-/// How traffic gets to the backend. `passthrough` and `dsr` come with the kernel datapath.
+/// How traffic gets to the backend. As text `proxy`, `passthrough/vip`, `dsr/l2` and so on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(into = "String", try_from = "String")]
 pub enum Mode {
     /// Terminated here; bytes are spliced.
     Proxy,
+    /// Packets are rewritten in the kernel, in both directions.
+    Passthrough {
+        /// What the backend sees as their source.
+        source: Source,
+    },
+    /// Packets go to the backend through the kernel; replies go straight to the client.
+    Dsr {
+        /// How the backend gets them.
+        kind: Dsr,
+    },
+}
+
+/// What the backend sees as the source of passed-through packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The client: the backend must route its replies through the relay.
+    Client,
+    /// A VIP of the relay, with a port of the flow's own.
+    Vip,
+}
+
+/// How packets get to a backend that answers the client directly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dsr {
+    /// To its hardware address, on the same network.
+    L2,
+    /// In IP, over any network.
+    Ipip,
+    /// With their destination rewritten; the backend rewrites the source of its replies.
+    Nat,
+}
+
+/// Every mode and what it is called.
+const MODES: [(Mode, &str); 6] = [
+    (Mode::Proxy, "proxy"),
+    (Mode::Passthrough { source: Source::Client }, "passthrough/client"),
+    (Mode::Passthrough { source: Source::Vip }, "passthrough/vip"),
+    (Mode::Dsr { kind: Dsr::L2 }, "dsr/l2"),
+    (Mode::Dsr { kind: Dsr::Ipip }, "dsr/ipip"),
+    (Mode::Dsr { kind: Dsr::Nat }, "dsr/nat"),
+];
+
+impl Mode {
+    /// Whether packets stay in the kernel.
+    pub fn is_in_kernel(self) -> bool {
+        self != Self::Proxy
+    }
+}
+
+impl From<Mode> for String {
+    fn from(mode: Mode) -> Self {
+        let found = MODES.iter().find(|(known, _)| *known == mode);
+        found.expect("every mode is in the table").1.to_owned()
+    }
+}
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let found = MODES.iter().find(|(_, name)| *name == text);
+        found.map(|(mode, _)| *mode).ok_or_else(|| format!("{text:?} is no mode"))
+    }
 }
 
 /// How a backend is chosen for a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheduler {
+    /// By the client's address and port, from a table that is the same on every node; for
+    /// services whose packets stay in the kernel.
+    Maglev,
     /// In turn, by weight (smooth weighted round robin).
     RoundRobin,
     /// By source address: weighted rendezvous hashing, so that only the clients of a backend
@@ -178,5 +244,19 @@ impl Service {
     /// The address family of the service is that of its VIP.
     pub fn vip(&self) -> IpAddr {
         self.listen.ip()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_go_to_text_and_back() {
+        for (mode, name) in MODES {
+            assert_eq!(String::from(mode), name);
+            assert_eq!(Mode::try_from(name.to_owned()), Ok(mode));
+        }
+        assert!(Mode::try_from("passthrough".to_owned()).is_err());
     }
 }

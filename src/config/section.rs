@@ -22,7 +22,7 @@ pub(super) struct Schema {
 pub(super) const ROOT: Schema = Schema {
     title: "the file",
     one: "",
-    keys: &["node", "cluster", "election", "vips", "services", "checks"],
+    keys: &["node", "cluster", "election", "vips", "datapath", "services", "checks"],
 };
 pub(super) const NODE: Schema = Schema {
     title: "[node]",
@@ -55,6 +55,8 @@ pub(super) const ANNOUNCE: Schema = Schema {
 };
 pub(super) const VIP: Schema =
     Schema { title: "[[vips]]", one: "VIP", keys: &["name", "address", "interface"] };
+pub(super) const DATAPATH: Schema =
+    Schema { title: "[datapath]", one: "", keys: &["flows", "half_open_flows"] };
 pub(super) const SERVICE: Schema = Schema {
     title: "[[services]]",
     one: "service",
@@ -65,6 +67,8 @@ pub(super) const SERVICE: Schema = Schema {
         "listen",
         "protocol",
         "mode",
+        "source",
+        "dsr",
         "scheduler",
         "check",
         "max_connections",
@@ -108,8 +112,10 @@ pub(super) const CHECK: Schema = Schema {
 };
 
 /// Every table, to tell where a misplaced key belongs, and to hold documents and samples against.
-pub(super) const SCHEMAS: &[&Schema] =
-    &[&ROOT, &NODE, &CLUSTER, &PEER, &ELECTION, &ANNOUNCE, &VIP, &SERVICE, &BACKEND, &CHECK];
+pub(super) const SCHEMAS: &[&Schema] = &[
+    &ROOT, &NODE, &CLUSTER, &PEER, &ELECTION, &ANNOUNCE, &VIP, &DATAPATH, &SERVICE, &BACKEND,
+    &CHECK,
+];
 
 /// A value and where it stands.
 #[derive(Debug, Clone)]

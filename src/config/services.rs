@@ -11,13 +11,12 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::checks;
+use super::modes::{self, Way};
 use super::paths::family_name;
 use super::section::{At, BACKEND, SERVICE, Section, nearest};
 use super::value::{self, Read, complain};
 use super::vips::Vips;
-use crate::service::{
-    Backend, Check, Limits, Mode, Probe, Protocol, ProxyProtocol, Scheduler, Service,
-};
+use crate::service::{Backend, Check, Limits, Probe, Protocol, ProxyProtocol, Service};
 
 const MOST_CONNECTIONS: u32 = 1_000_000;
 const MOST_RETRIES: u32 = 16;
@@ -82,8 +81,7 @@ fn service(
     let protocol =
         section.take("protocol", value::choice(&[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]));
     let protocol = protocol.map_or(Protocol::Tcp, |at| at.value);
-    let mode = section.take("mode", mode);
-    let scheduler = section.take("scheduler", value::choice(SCHEDULERS));
+    let Way { mode, scheduler } = modes::read(section, protocol);
     let check = section.take("check", |value| check(value, checks)).and_then(|at| at.value);
     let proxy_protocol = section.take(
         "proxy_protocol",
@@ -113,8 +111,8 @@ fn service(
             name: name?,
             listen: listen.value,
             protocol,
-            mode: mode.map_or(Mode::Proxy, |at| at.value),
-            scheduler: scheduler.map_or(Scheduler::RoundRobin, |at| at.value),
+            mode,
+            scheduler,
             backends,
             check,
             limits,
@@ -138,24 +136,6 @@ fn warn_of_tcp(udp: &Section<'_>, check: &Check, span: &Range<usize>) {
              \"icmp\" or \"script\""
         );
         udp.report.warning(span, what, hint);
-    }
-}
-
-const SCHEDULERS: &[(&str, Scheduler)] = &[
-    ("round-robin", Scheduler::RoundRobin),
-    ("source-hash", Scheduler::SourceHash),
-    ("least-connections", Scheduler::LeastConnections),
-    ("random", Scheduler::Random),
-];
-
-fn mode(value: &Spanned<DeValue<'_>>) -> Read<Mode> {
-    match value::text(value)?.as_str() {
-        "proxy" => Ok(Mode::Proxy),
-        later @ ("passthrough" | "dsr") => complain(
-            format!("is {later:?}, which comes with the kernel datapath"),
-            "`mode = \"proxy\"` until then",
-        ),
-        _ => value::choice(&[("proxy", Mode::Proxy)])(value),
     }
 }
 

@@ -1,5 +1,132 @@
-//! The kernel datapath.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, dead_code)]
-pub mod skeleton {
-    include!(concat!(env!("OUT_DIR"), "/datapath.skel.rs"));
+//! The kernel datapath: passthrough and direct server return, in eBPF.
+//!
+//! The C is in `bpf/` (begin with `bpf/core.h`); docs/decisions/datapath.md says what the maps are
+//! and who writes them. Here it is loaded, told what to do, and cleaned up after.
+//!
+//! * `load`: the object → programs and maps in the kernel, pinned in `bpffs`, attached.
+//! * `skeleton`, `record`, `maps`: what libbpf-cargo generates, its types as bytes, the maps typed.
+//! * `registry`: pools → services, backends, schedules, under lasting numbers; `routes`.
+//! * `gate`, `clock`: the lease that the kernel enforces, and the jiffies that it is timed by.
+//! * `collector`: flows that are over.
+//!
+//! Once it is attached, packets never pass through here.
+
+pub mod bpffs;
+pub mod clock;
+pub mod collector;
+pub mod gate;
+pub mod load;
+pub mod maps;
+pub mod record;
+mod registry;
+pub mod routes;
+pub mod skeleton;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use baton_ha::config::Vip;
+
+use self::clock::Clock;
+use self::collector::Collector;
+use self::gate::Gate;
+use self::load::{Error, Loaded, Sizes};
+use self::maps::Maps;
+use self::registry::Registry;
+use crate::pool::Pool;
+
+/// How long the gate stays open without being renewed.
+pub const LEASE: Duration = Duration::from_secs(1);
+
+/// The running datapath. Dropping it leaves what is in the kernel as it is: flows go on for as
+/// long as the gate is open.
+#[derive(Debug)]
+pub struct Datapath {
+    loaded: Loaded,
+    maps: Arc<Maps>,
+    gate: Gate,
+    clock: Clock,
+    collector: Collector,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    registry: Registry,
+    /// Interfaces that this process has attached to: its program is the one that runs there.
+    attached: HashSet<u32>,
+}
+
+impl Datapath {
+    /// Loads the datapath, or takes over what an earlier daemon left, and serves the pools whose
+    /// packets stay in the kernel.
+    pub fn start(sizes: Sizes, pools: &[Arc<Pool>], vips: &[Vip]) -> Result<Self, Error> {
+        let loaded = Loaded::pinned(sizes)?;
+        let clock = loaded.clock()?;
+        let maps = Arc::new(loaded.maps()?);
+        let registry = Registry::read(Arc::clone(&maps), clock)
+            .map_err(Error::bpf("read the datapath's tables"))?;
+        let youngest = clock.timeout(registry::CLOSED);
+        let collector = Collector::start(loaded.clone(), Arc::clone(&maps), youngest)
+            .map_err(Error::io("start the collector"))?;
+        let datapath = Self {
+            gate: loaded.gate()?,
+            loaded,
+            maps,
+            clock,
+            collector,
+            state: Mutex::new(State { registry, attached: HashSet::new() }),
+        };
+        datapath.apply(pools, vips)?;
+        Ok(datapath)
+    }
+
+    /// Brings the kernel in line with the pools: services, backends and their states, schedules,
+    /// routes, interfaces. Costs little where nothing has changed; may be called at any time.
+    pub fn apply(&self, pools: &[Arc<Pool>], vips: &[Vip]) -> Result<(), Error> {
+        let mut state = self.state.lock().expect("no panic while it is held");
+        let applied = state.registry.apply(pools, vips)?;
+        for ifindex in applied.interfaces {
+            if !state.attached.contains(&ifindex) || !load::is_attached(ifindex) {
+                self.loaded.attach_tc(ifindex)?;
+                state.attached.insert(ifindex);
+                tracing::info!(ifindex, hook = "tc", "datapath attached");
+            }
+        }
+        if applied.gone {
+            self.collector.look_at_all();
+        }
+        Ok(())
+    }
+
+    /// Opens the gate for [`LEASE`] from now on. To be called often enough while Active.
+    pub fn renew_lease(&self) -> Result<(), Error> {
+        self.gate.open_until(self.loaded.jiffies()? + self.clock.jiffies(LEASE));
+        Ok(())
+    }
+
+    /// Closes the gate.
+    pub fn end_lease(&self) {
+        self.gate.close();
+    }
+
+    /// The maps, to read flows and counters.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+}
+
+/// Takes the datapath off every interface of this network namespace and removes its pins, and so
+/// its flows.
+pub fn unload() -> Result<(), Error> {
+    let interfaces = nix::net::if_::if_nameindex()
+        .map_err(|error| Error::io("list the interfaces")(error.into()))?;
+    for interface in &interfaces {
+        if load::is_attached(interface.index()) {
+            load::detach_tc(interface.index())?;
+            tracing::info!(interface = ?interface.name(), "datapath detached");
+        }
+    }
+    bpffs::remove().map_err(Error::io("remove the pins"))
 }

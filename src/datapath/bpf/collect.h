@@ -2,7 +2,7 @@
 /*
  * The collector of old flows. Userspace walks `flows` in slices and writes the keys of those that
  * look old into `sweep`; this program looks at each again, with both directions, and removes what
- * has timed out. So a packet that came in between keeps its flow, but for a few instructions.
+ * has timed out, or whose backend has gone. So a packet that came in between keeps its flow, but for a few instructions.
  */
 #pragma once
 
@@ -66,7 +66,8 @@ static long collect_one(__u32 nth, void *data)
 			age = reply_age;
 		flags = reply->flags;
 	}
-	if ((__s32)age < 0 || age < timeout_of(service, flow.flags, flags))
+	if (backend->state != BACKEND_GONE &&
+	    ((__s32)age < 0 || age < timeout_of(service, flow.flags, flags)))
 		return 0;
 	remove_flow(&key, &flow, service);
 	context->sweep->removed++;

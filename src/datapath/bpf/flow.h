@@ -300,7 +300,7 @@ static __noinline int go_on_half_open(struct packet *packet, const struct flow_k
 			return BEGIN_ANEW;
 	}
 	/* Its backend has gone before it came to anything. */
-	if (is_syn(packet) && backend->state != BACKEND_UP)
+	if ((is_syn(packet) || packet->protocol == IPPROTO_UDP) && backend->state != BACKEND_UP)
 		return BEGIN_ANEW;
 	touch_flow(flow, packet);
 	if (packet->protocol != IPPROTO_TCP)

@@ -56,7 +56,7 @@ static __always_inline int tc_forward(struct __sk_buff *skb, const struct packet
 	struct change change = {};
 
 	if (!plan->ifindex) {
-		drop(DROP_STALE);
+		drop(DROP_NO_ROUTE);
 		return TC_ACT_SHOT;
 	}
 	/* Nothing is rewritten, not even the TTL: for the backend it is as if the client's packet

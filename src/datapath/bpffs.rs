@@ -1,0 +1,98 @@
+//! Where pins live: a bpffs of our own under /run/baton, with a folder for each network namespace
+//! and layout.
+//!
+//! `/sys/fs/bpf` would not do: `ip netns exec` mounts a fresh /sys, which hides it. And it gives
+//! its command a mount namespace of its own: what is mounted in there is gone with the command, and
+//! the pins with it. So the mount is made in the mount namespace of process 1, from where it
+//! spreads into the others.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+/// Where the bpffs is mounted.
+pub const ROOT: &str = "/run/baton/bpf";
+
+/// What the maps hold and mean. Whoever changes a record in types.h, or what a map is for, makes
+/// it one more: a daemon never reads another layout's maps.
+pub const LAYOUT: u32 = 1;
+
+/// The folder of this network namespace, whatever the layout.
+fn of_namespace() -> io::Result<PathBuf> {
+    let inode = fs::metadata("/proc/thread-self/ns/net")?.ino();
+    Ok(Path::new(ROOT).join(format!("net-{inode}")))
+}
+
+/// The folder of this network namespace's pins in this program's layout; it need not be there.
+pub fn folder() -> io::Result<PathBuf> {
+    Ok(of_namespace()?.join(format!("layout-{LAYOUT}")))
+}
+
+/// Folders of this network namespace with pins of another layout: of an older or newer version.
+pub fn other_layouts() -> io::Result<Vec<PathBuf>> {
+    let ours = folder()?;
+    match fs::read_dir(of_namespace()?) {
+        Ok(entries) => {
+            let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+            paths.filter(|path| path.as_ref().map_or(true, |path| *path != ours)).collect()
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Mounts the bpffs, unless it is there, and makes the folder.
+pub fn prepare() -> io::Result<PathBuf> {
+    fs::create_dir_all(ROOT)?;
+    if !is_mounted()? {
+        // Not into process 1's namespace where we may not enter it: then the pins live as long as
+        // ours does.
+        if let Err(error) = mount_for_all() {
+            tracing::debug!(%error, "can't mount a bpffs in process 1's mount namespace");
+        }
+        if !is_mounted()? {
+            mount_here()?;
+        }
+    }
+    let folder = folder()?;
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// Removes the pins of this network namespace, of every layout; what is attached still holds its
+/// program, and a program its maps.
+pub fn remove() -> io::Result<()> {
+    match fs::remove_dir_all(of_namespace()?) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn is_mounted() -> io::Result<bool> {
+    Ok(statfs(ROOT)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn mount_here() -> io::Result<()> {
+    let mode = Some("mode=0700");
+    mount(Some("baton"), ROOT, Some("bpf"), MsFlags::empty(), mode).map_err(io::Error::from)
+}
+
+fn mount_for_all() -> io::Result<()> {
+    let namespace = fs::File::open("/proc/1/ns/mnt")?;
+    // On a thread of its own: it is lost for everything else.
+    std::thread::spawn(move || {
+        // Working folder and root are shared between threads, and a mount namespace can't be
+        // entered by one that shares them.
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+        fs::create_dir_all(ROOT)?;
+        mount_here()
+    })
+    .join()
+    .unwrap_or_else(|_| Err(io::Error::other("the mounting thread has panicked")))
+}

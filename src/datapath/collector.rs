@@ -1,0 +1,131 @@
+//! The collector of old flows: a thread that walks the flow table a slice at a time, and has the
+//! program in the kernel (collect.h) remove what has timed out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::load::{Error, Loaded};
+use super::maps::Maps;
+use super::skeleton::types;
+
+/// Flows read with one system call; more than any bucket of the kernel's table ever holds.
+const SLICE: u32 = 4096;
+/// Between two slices, so that a great table is not walked in one go.
+const BREATH: Duration = Duration::from_millis(1);
+/// Between the end of one walk and the next.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Flows that one run of the program looks at: `SWEEP` in bounds.h.
+const SWEEP: usize = size_of::<types::sweep>() / size_of::<types::flow_key>();
+
+/// The running collector; dropping it ends the thread.
+#[derive(Debug)]
+pub struct Collector {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    all: AtomicBool,
+    removed: AtomicU64,
+}
+
+impl Collector {
+    /// Starts it. Flows without a packet from their client for `youngest` jiffies are looked at;
+    /// it must be the shortest of all timeouts.
+    pub(super) fn start(loaded: Loaded, maps: Arc<Maps>, youngest: u32) -> std::io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let theirs = Arc::clone(&shared);
+        let thread =
+            std::thread::Builder::new().name("baton-collect".to_owned()).spawn(move || {
+                let walk = Walk { loaded, maps, youngest, shared: theirs };
+                while !walk.stopped() {
+                    if let Err(error) = walk.once() {
+                        tracing::warn!(%error, "can't collect old flows; trying again");
+                    }
+                    std::thread::park_timeout(PAUSE);
+                }
+            })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Has the next walk look at every flow, since a backend has gone, and begin at once.
+    pub fn look_at_all(&self) {
+        self.shared.all.store(true, Ordering::Relaxed);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+
+    /// Flows that were removed since the start.
+    pub fn removed(&self) -> u64 {
+        self.shared.removed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread works with.
+struct Walk {
+    loaded: Loaded,
+    maps: Arc<Maps>,
+    youngest: u32,
+    shared: Arc<Shared>,
+}
+
+impl Walk {
+    fn stopped(&self) -> bool {
+        self.shared.stop.load(Ordering::Relaxed)
+    }
+
+    /// One walk through the table.
+    fn once(&self) -> Result<(), Error> {
+        let all = self.shared.all.swap(false, Ordering::Relaxed);
+        let now = self.loaded.jiffies()? as u32;
+        let mut old = Vec::with_capacity(SWEEP);
+        let flows = self.maps.flows.slices(SLICE).map_err(Error::bpf("read the flows"))?;
+        for (nth, (key, flow)) in flows.enumerate() {
+            let age = now.wrapping_sub(flow.seen) as i32;
+            if all || age >= self.youngest as i32 {
+                old.push(key);
+            }
+            if old.len() == SWEEP {
+                self.hand_over(&mut old)?;
+            }
+            if nth % SLICE as usize == SLICE as usize - 1 {
+                std::thread::sleep(BREATH);
+                if self.stopped() {
+                    return Ok(());
+                }
+            }
+        }
+        self.hand_over(&mut old)
+    }
+
+    /// Has the program look at these again, and forgets them.
+    fn hand_over(&self, old: &mut Vec<types::flow_key>) -> Result<(), Error> {
+        if old.is_empty() {
+            return Ok(());
+        }
+        let mut sweep = types::sweep { count: old.len() as u32, ..Default::default() };
+        sweep.keys[..old.len()].copy_from_slice(old);
+        old.clear();
+        self.maps.sweep.set(&0, &sweep).map_err(Error::bpf("write the sweep"))?;
+        self.loaded.collect()?;
+        let done = self.maps.sweep.find(&0).map_err(Error::bpf("read the sweep"))?;
+        let removed = done.map_or(0, |sweep| sweep.removed);
+        self.shared.removed.fetch_add(u64::from(removed), Ordering::Relaxed);
+        Ok(())
+    }
+}

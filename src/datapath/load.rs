@@ -1,0 +1,285 @@
+//! From the object in this program to programs and maps in the kernel: opened, sized, joined to
+//! maps that an earlier daemon left pinned, loaded, pinned, attached; and all of it undone.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
+use libbpf_rs::{MapCore as _, MapHandle, ProgramInput, TC_INGRESS, TcHook, TcHookBuilder};
+
+use super::bpffs;
+use super::clock::Clock;
+use super::gate::Gate;
+use super::maps::Maps;
+use super::record::Record as _;
+use super::skeleton::{DatapathSkel, DatapathSkelBuilder, OpenDatapathSkel, types};
+
+/// Our filter among those of an interface: by this handle and priority it is found again, and
+/// replaced in one step, whoever attached it.
+const TC_HANDLE: u32 = 0xba70;
+const TC_PRIORITY: u32 = 0xba70;
+
+/// How big the tables are that the configuration sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Established flows.
+    pub flows: u32,
+    /// Half-open flows.
+    pub half_open_flows: u32,
+}
+
+/// Why the datapath could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// libbpf or the kernel refused.
+    #[error("{doing}")]
+    Bpf {
+        /// What was being done.
+        doing: String,
+        /// The error.
+        #[source]
+        source: libbpf_rs::Error,
+    },
+    /// A system call failed.
+    #[error("{doing}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// The error.
+        #[source]
+        source: io::Error,
+    },
+    /// Pinned maps have other sizes than the configuration asks for.
+    #[error(
+        "the flow tables in the kernel have room for {pinned} in `{map}`, the configuration says \
+         {wanted}: run `baton unload` (which ends their flows) and start again, or write the old \
+         size under [datapath]"
+    )]
+    Resized {
+        /// The map.
+        map: &'static str,
+        /// Its size.
+        pinned: u32,
+        /// What is wanted.
+        wanted: u32,
+    },
+    /// Another version's maps are there.
+    #[error(
+        "the kernel holds the datapath of another version of baton ({0}), whose tables this one \
+         can't read: run `baton unload` (which ends its flows) and start again"
+    )]
+    OtherLayout(String),
+    /// A table is full.
+    #[error("there are more {what} than the datapath has room for ({most}): remove some")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// Most of them.
+        most: u32,
+    },
+    /// There is no way to an address.
+    #[error("there is no route to {0}: give this node an address in its network, or a route")]
+    NoRoute(std::net::IpAddr),
+}
+
+impl Error {
+    pub(super) fn bpf(doing: impl Into<String>) -> impl FnOnce(libbpf_rs::Error) -> Self {
+        |source| Self::Bpf { doing: doing.into(), source }
+    }
+
+    pub(super) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        |source| Self::Io { doing: doing.into(), source }
+    }
+}
+
+/// Programs and maps in the kernel. Dropping it closes our descriptors; what is pinned or attached
+/// stays.
+#[derive(Clone)]
+pub struct Loaded {
+    skeleton: Arc<DatapathSkel<'static>>,
+}
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loaded").finish_non_exhaustive()
+    }
+}
+
+impl Loaded {
+    /// Loads the datapath into the kernel, joined to what is pinned in this network namespace, and
+    /// pins it.
+    pub fn pinned(sizes: Sizes) -> Result<Self, Error> {
+        let folder = bpffs::prepare().map_err(Error::io(format!("mount {}", bpffs::ROOT)))?;
+        let others = bpffs::other_layouts().map_err(Error::io("look for pins"))?;
+        if let Some(other) = others.first() {
+            return Err(Error::OtherLayout(other.display().to_string()));
+        }
+        let mut open = open(sizes)?;
+        for (name, size) in [
+            ("flows", Some(sizes.flows)),
+            ("replies", Some(sizes.flows)),
+            ("half_flows", Some(sizes.half_open_flows)),
+            ("half_replies", Some(sizes.half_open_flows)),
+        ] {
+            check_size(&folder, name, size)?;
+        }
+        pin_maps(&mut open, &folder)?;
+        load(open)
+    }
+
+    /// Loads the datapath without pinning: it is gone when this is dropped, if nothing is
+    /// attached. For tests.
+    pub fn unpinned(sizes: Sizes) -> Result<Self, Error> {
+        load(open(sizes)?)
+    }
+
+    /// The maps.
+    pub fn maps(&self) -> Result<Maps, Error> {
+        Maps::of(&self.skeleton.maps).map_err(Error::bpf("open the maps"))
+    }
+
+    /// The gate.
+    pub fn gate(&self) -> Result<Gate, Error> {
+        Gate::map(self.skeleton.maps.data_gate.as_fd()).map_err(Error::io("map the gate"))
+    }
+
+    /// How long a jiffy is. Waits 100 ms where it does not show at once.
+    pub fn clock(&self) -> Result<Clock, Error> {
+        let first = self.reading()?;
+        if let Some(clock) = Clock::at(first) {
+            return Ok(clock);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        Ok(Clock::between(first, self.reading()?))
+    }
+
+    /// The jiffies now.
+    pub fn jiffies(&self) -> Result<u64, Error> {
+        Ok(self.reading()?.jiffies)
+    }
+
+    fn reading(&self) -> Result<types::clock, Error> {
+        let mut bytes = [0; size_of::<types::clock>()];
+        let input = ProgramInput { context_in: Some(&mut bytes), ..Default::default() };
+        let failed = || Error::bpf("read the kernel's clock");
+        self.skeleton.progs.baton_clock.test_run(input).map_err(failed())?;
+        Ok(types::clock::read(&bytes).expect("the buffer has its size"))
+    }
+
+    /// Has the collector look at what is in `sweep`.
+    pub(super) fn collect(&self) -> Result<(), Error> {
+        let run = self.skeleton.progs.baton_collect.test_run(ProgramInput::default());
+        run.map(drop).map_err(Error::bpf("run the collector"))
+    }
+
+    /// The TC program, for tests that run it on packets of theirs.
+    pub fn tc(&self) -> &libbpf_rs::ProgramMut<'static> {
+        &self.skeleton.progs.baton_tc
+    }
+
+    /// Attaches the TC hook to an interface, in the place of the one that is there, if any: no
+    /// packet goes by in between.
+    pub fn attach_tc(&self, ifindex: u32) -> Result<(), Error> {
+        let failed = || Error::bpf(format!("attach to interface {ifindex}"));
+        let mut hook = self.tc_hook(ifindex);
+        hook.create().map_err(failed())?;
+        hook.attach().map(drop).map_err(failed())
+    }
+
+    fn tc_hook(&self, ifindex: u32) -> TcHook {
+        let mut builder = TcHookBuilder::new(self.skeleton.progs.baton_tc.as_fd());
+        builder.ifindex(ifindex as i32).replace(true).handle(TC_HANDLE).priority(TC_PRIORITY);
+        builder.hook(TC_INGRESS)
+    }
+}
+
+/// Whether an interface has our TC filter.
+pub fn is_attached(ifindex: u32) -> bool {
+    bare_hook(ifindex).query().is_ok()
+}
+
+/// Takes our TC filter off an interface; other filters stay.
+pub fn detach_tc(ifindex: u32) -> Result<(), Error> {
+    let failed = Error::bpf(format!("detach from interface {ifindex}"));
+    bare_hook(ifindex).detach().map_err(failed)
+}
+
+fn bare_hook(ifindex: u32) -> TcHook {
+    // The descriptor matters to attaching alone; any will do.
+    let standard_input = io::stdin();
+    let mut builder = TcHookBuilder::new(standard_input.as_fd());
+    builder.ifindex(ifindex as i32).handle(TC_HANDLE).priority(TC_PRIORITY);
+    builder.hook(TC_INGRESS)
+}
+
+fn open(sizes: Sizes) -> Result<OpenDatapathSkel<'static>, Error> {
+    quiet();
+    // The skeleton borrows the place of its object. One word for each time that a datapath is
+    // loaded, which is once in the life of a daemon.
+    let place = Box::leak(Box::new(MaybeUninit::uninit()));
+    let mut open = DatapathSkelBuilder::default()
+        .open(place)
+        .map_err(Error::bpf("read the datapath in this program"))?;
+    let failed = || Error::bpf("size the flow tables");
+    for map in [&mut open.maps.flows, &mut open.maps.replies] {
+        map.set_max_entries(sizes.flows).map_err(failed())?;
+    }
+    for map in [&mut open.maps.half_flows, &mut open.maps.half_replies] {
+        map.set_max_entries(sizes.half_open_flows).map_err(failed())?;
+    }
+    Ok(open)
+}
+
+/// Says it with the way out, before libbpf says that something does not fit.
+fn check_size(folder: &Path, map: &'static str, wanted: Option<u32>) -> Result<(), Error> {
+    let path = folder.join(map);
+    let (Some(wanted), true) = (wanted, path.exists()) else { return Ok(()) };
+    let pinned = MapHandle::from_pinned_path(&path)
+        .map_err(Error::bpf(format!("open {}", path.display())))?
+        .max_entries();
+    if pinned == wanted { Ok(()) } else { Err(Error::Resized { map, pinned, wanted }) }
+}
+
+/// Has every map that must outlive us pinned when it is loaded, or taken from where it is pinned.
+fn pin_maps(open: &mut OpenDatapathSkel<'static>, folder: &Path) -> Result<(), Error> {
+    let maps = &mut open.maps;
+    for (name, map) in [
+        ("services", &mut maps.services),
+        ("service_table", &mut maps.service_table),
+        ("backend_table", &mut maps.backend_table),
+        ("servers", &mut maps.servers),
+        ("addresses", &mut maps.addresses),
+        ("schedules", &mut maps.schedules),
+        ("flows", &mut maps.flows),
+        ("replies", &mut maps.replies),
+        ("half_flows", &mut maps.half_flows),
+        ("half_replies", &mut maps.half_replies),
+        ("drops", &mut maps.drops),
+        ("service_traffic", &mut maps.service_traffic),
+        ("backend_traffic", &mut maps.backend_traffic),
+        ("events", &mut maps.events),
+        ("gate", &mut maps.data_gate),
+    ] {
+        map.set_pin_path(folder.join(name)).map_err(Error::bpf(format!("pin {name}")))?;
+    }
+    Ok(())
+}
+
+fn load(open: OpenDatapathSkel<'static>) -> Result<Loaded, Error> {
+    let skeleton = open.load().map_err(Error::bpf(
+        "load the datapath into the kernel, which needs CAP_BPF and CAP_NET_ADMIN",
+    ))?;
+    Ok(Loaded { skeleton: Arc::new(skeleton) })
+}
+
+/// libbpf writes to standard error by itself; here it goes the way of every log line. Its warnings
+/// are of things that we ask for and bear (a hook that is there already), and errors come back as
+/// errors too.
+fn quiet() {
+    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| {
+        tracing::debug!(target: "libbpf", "{}", text.trim_end());
+    })));
+}

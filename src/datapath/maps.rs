@@ -1,0 +1,154 @@
+//! The maps, typed: what is written into them and read from them, and nothing about why.
+
+use std::marker::PhantomData;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use libbpf_rs::{ErrorExt as _, MapCore as _, MapFlags, MapHandle, MapMut, MapType};
+
+use super::record::Record;
+use super::skeleton::types;
+use crate::maglev::SLOTS;
+
+/// A map of keys and values of these types. Each call is one system call.
+#[derive(Debug)]
+pub struct Table<K, V> {
+    map: MapHandle,
+    types: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K: Record, V: Record> Table<K, V> {
+    /// The map as such a table; its sizes must be those of the types.
+    pub(super) fn new(map: &MapMut<'_>) -> libbpf_rs::Result<Self> {
+        let map = MapHandle::try_from(map)?;
+        debug_assert_eq!(map.key_size() as usize, size_of::<K>(), "{:?}", map.name());
+        debug_assert_eq!(map.value_size() as usize, size_of::<V>(), "{:?}", map.name());
+        Ok(Self { map, types: PhantomData })
+    }
+
+    /// What a key has.
+    pub fn find(&self, key: &K) -> libbpf_rs::Result<Option<V>> {
+        Ok(self.map.lookup(key.bytes(), MapFlags::ANY)?.as_deref().and_then(V::read))
+    }
+
+    /// Gives a key a value, whether it had one or not.
+    pub fn set(&self, key: &K, value: &V) -> libbpf_rs::Result<()> {
+        self.map.update(key.bytes(), value.bytes(), MapFlags::ANY)
+    }
+
+    /// Removes a key; that it is not there is no error.
+    pub fn remove(&self, key: &K) -> libbpf_rs::Result<()> {
+        match self.map.delete(key.bytes()) {
+            Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// What a key has on each CPU, of a map that is kept per CPU.
+    pub fn find_per_cpu(&self, key: &K) -> libbpf_rs::Result<Vec<V>> {
+        let values = self.map.lookup_percpu(key.bytes(), MapFlags::ANY)?.unwrap_or_default();
+        Ok(values.iter().filter_map(|value| V::read(&value[..size_of::<V>()])).collect())
+    }
+
+    /// Every entry, `slice` of them at a time, which must be more than any bucket holds. What
+    /// comes or goes meanwhile may or may not be among them.
+    pub fn slices(
+        &self,
+        slice: u32,
+    ) -> libbpf_rs::Result<impl Iterator<Item = (K, V)> + use<'_, K, V>> {
+        let entries = self.map.lookup_batch(slice, MapFlags::ANY, MapFlags::ANY)?;
+        Ok(entries.filter_map(|(key, value)| Some((K::read(&key)?, V::read(&value)?))))
+    }
+
+    /// Most entries.
+    pub fn capacity(&self) -> u32 {
+        self.map.max_entries()
+    }
+}
+
+/// Every map that userspace writes or reads.
+#[derive(Debug)]
+pub struct Maps {
+    /// VIP, port and protocol → id.
+    pub services: Table<types::service_key, u32>,
+    /// By id.
+    pub service_table: Table<u32, types::service>,
+    /// By id.
+    pub backend_table: Table<u32, types::backend>,
+    /// Address, port and protocol → number.
+    pub servers: Table<types::server_key, u32>,
+    /// Addresses of ours → bits of `address_use`.
+    pub addresses: Table<types::address, u32>,
+    /// Service id → schedule.
+    pub schedules: Schedules,
+    /// Established flows.
+    pub flows: Table<types::flow_key, types::flow>,
+    /// Their other direction.
+    pub replies: Table<types::reply_key, types::reply>,
+    /// Half-open flows.
+    pub half_flows: Table<types::flow_key, types::flow>,
+    /// Their other direction.
+    pub half_replies: Table<types::reply_key, types::half_reply>,
+    /// Drop reason → count, per CPU.
+    pub drops: Table<u32, u64>,
+    /// Service id → traffic, per CPU.
+    pub service_traffic: Table<u32, types::traffic>,
+    /// Backend id → traffic, per CPU.
+    pub backend_traffic: Table<u32, types::traffic>,
+    /// Element 0: what the collector is to look at.
+    pub sweep: Table<u32, types::sweep>,
+}
+
+impl Maps {
+    pub(super) fn of(maps: &super::skeleton::DatapathMaps<'_>) -> libbpf_rs::Result<Self> {
+        Ok(Self {
+            services: Table::new(&maps.services)?,
+            service_table: Table::new(&maps.service_table)?,
+            backend_table: Table::new(&maps.backend_table)?,
+            servers: Table::new(&maps.servers)?,
+            addresses: Table::new(&maps.addresses)?,
+            schedules: Schedules(MapHandle::try_from(&maps.schedules)?),
+            flows: Table::new(&maps.flows)?,
+            replies: Table::new(&maps.replies)?,
+            half_flows: Table::new(&maps.half_flows)?,
+            half_replies: Table::new(&maps.half_replies)?,
+            drops: Table::new(&maps.drops)?,
+            service_traffic: Table::new(&maps.service_traffic)?,
+            backend_traffic: Table::new(&maps.backend_traffic)?,
+            sweep: Table::new(&maps.sweep)?,
+        })
+    }
+}
+
+/// The schedules of all services: a map of maps.
+#[derive(Debug)]
+pub struct Schedules(MapHandle);
+
+impl Schedules {
+    /// Gives a service a new schedule in one step. A packet sees the old one or the new one, never
+    /// a mixture.
+    ///
+    /// # Panics
+    /// If there are not [`SLOTS`] slots.
+    pub fn set(&self, service: u32, slots: &[u16]) -> libbpf_rs::Result<()> {
+        assert_eq!(slots.len(), SLOTS, "a schedule has its slots");
+        let opts = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+            ..Default::default()
+        };
+        let bytes: Vec<u8> = slots.iter().flat_map(|id| id.to_ne_bytes()).collect();
+        let size = bytes.len() as u32;
+        let inner = MapHandle::create(MapType::Array, Some("schedule"), 4, size, 1, &opts)?;
+        inner.update(0_u32.bytes(), &bytes, MapFlags::ANY)?;
+        let fd = inner.as_fd().as_raw_fd() as u32;
+        // The map of maps holds it from here on; our descriptor is no longer needed.
+        self.0.update(service.bytes(), fd.bytes(), MapFlags::ANY)
+    }
+
+    /// Takes a service's schedule away: it has no backend from then on.
+    pub fn remove(&self, service: u32) -> libbpf_rs::Result<()> {
+        match self.0.delete(service.bytes()) {
+            Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => Ok(()),
+            other => other.context("take a schedule away"),
+        }
+    }
+}

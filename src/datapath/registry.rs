@@ -1,0 +1,441 @@
+//! What the kernel knows of services, backends and servers, and under which numbers: brought in
+//! line with the pools, step by step, so that no packet meets half of a change.
+//!
+//! Numbers stay what they are for as long as what they stand for does, across reloads and restarts:
+//! flows refer to them. They are read back from the maps at the start.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use baton_ha::config::Vip;
+use libbpf_rs::Result as BpfResult;
+
+use super::clock::Clock;
+use super::load::Error;
+use super::maps::Maps;
+use super::routes;
+use super::skeleton::types;
+use crate::maglev;
+use crate::pool::{Admin, Health, Pool};
+use crate::scheduler::{backend_key, mix};
+use crate::service::{Dsr, Mode, Protocol, Scheduler, Service, Source};
+
+/// How long a half-open flow may take; the client's own tries take as long.
+const HALF_OPEN: Duration = Duration::from_secs(60);
+/// How long a flow that is closed or reset is kept, for what is still on its way.
+pub(super) const CLOSED: Duration = Duration::from_secs(10);
+/// As in bounds.h; id 0 is no backend.
+const BACKENDS: u32 = 16384;
+const SERVICES: u32 = 1024;
+
+/// A service by what makes it the same one.
+type ServiceName = (SocketAddr, Protocol);
+
+/// Numbers given out, and the next to try.
+#[derive(Debug)]
+struct Numbers {
+    used: HashSet<u32>,
+    next: u32,
+    /// One past the last.
+    end: u32,
+}
+
+/// The registry.
+#[derive(Debug)]
+pub(super) struct Registry {
+    maps: Arc<Maps>,
+    clock: Clock,
+    services: HashMap<ServiceName, u32>,
+    service_numbers: Numbers,
+    backends: HashMap<(u32, SocketAddr), u32>,
+    backend_numbers: Numbers,
+    servers: HashMap<(SocketAddr, Protocol), u32>,
+    server_numbers: Numbers,
+    addresses: HashMap<IpAddr, u32>,
+    /// What the schedule of each service was made from.
+    schedules: HashMap<u32, Vec<maglev::Entry>>,
+    /// Backends that no route leads to, to say so once.
+    unreachable: HashSet<IpAddr>,
+}
+
+/// What came of a change.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    /// Interfaces that packets of ours come by.
+    pub(super) interfaces: HashSet<u32>,
+    /// Whether a backend has gone, whose flows are to be removed.
+    pub(super) gone: bool,
+}
+
+impl Numbers {
+    /// Goes on after the highest that was ever in use, so that one that has just become free is
+    /// the last to be given out again.
+    fn after(used: HashSet<u32>, highest: u32, end: u32) -> Self {
+        Self { used, next: highest + 1, end }
+    }
+
+    fn take(&mut self, what: &'static str) -> Result<u32, Error> {
+        for _ in 0..self.end {
+            if self.next >= self.end {
+                self.next = 1;
+            }
+            let number = self.next;
+            self.next += 1;
+            if self.used.insert(number) {
+                return Ok(number);
+            }
+        }
+        Err(Error::Full { what, most: self.end - 1 })
+    }
+}
+
+impl Registry {
+    /// What the maps hold already.
+    pub(super) fn read(maps: Arc<Maps>, clock: Clock) -> BpfResult<Self> {
+        let services: HashMap<ServiceName, u32> = maps
+            .services
+            .slices(SERVICES)?
+            .filter_map(|(key, id)| {
+                Some(((socket(key.vip, key.port), protocol(key.protocol)?), id))
+            })
+            .collect();
+        let used: HashSet<u32> = services.values().copied().collect();
+        let highest = used.iter().copied().max().unwrap_or(0);
+        let service_numbers = Numbers::after(used, highest, SERVICES);
+
+        let mut backends = HashMap::new();
+        let mut highest = 0;
+        for (id, backend) in maps.backend_table.slices(BACKENDS)? {
+            if backend.server != 0 {
+                highest = highest.max(id);
+            }
+            if u32::from(backend.state) != types::backend_state::BACKEND_GONE.0 {
+                backends.insert((backend.service, socket(backend.address, backend.port)), id);
+            }
+        }
+        let backend_numbers =
+            Numbers::after(backends.values().copied().collect(), highest, BACKENDS);
+
+        let servers: HashMap<_, _> = maps
+            .servers
+            .slices(BACKENDS)?
+            .filter_map(|(key, id)| {
+                Some(((socket(key.address, key.port), protocol(key.protocol)?), id))
+            })
+            .collect();
+        let used: HashSet<u32> = servers.values().copied().collect();
+        let highest = used.iter().copied().max().unwrap_or(0);
+        let server_numbers = Numbers::after(used, highest, u32::MAX);
+        let addresses = maps
+            .addresses
+            .slices(SERVICES)?
+            .map(|(address, uses)| (address.into(), uses))
+            .collect();
+        Ok(Self {
+            maps,
+            clock,
+            services,
+            service_numbers,
+            backends,
+            backend_numbers,
+            servers,
+            server_numbers,
+            addresses,
+            schedules: HashMap::new(),
+            unreachable: HashSet::new(),
+        })
+    }
+
+    /// Brings the kernel in line with the pools whose packets stay in it. What comes is written
+    /// from the far end (servers, backends, schedule, service) to the near one (the VIP and port
+    /// that clients use), what goes the other way round.
+    pub(super) fn apply(&mut self, pools: &[Arc<Pool>], vips: &[Vip]) -> Result<Applied, Error> {
+        let mut applied = Applied::default();
+        let pools: Vec<_> = pools.iter().filter(|pool| pool.service.mode.is_in_kernel()).collect();
+        let write = || Error::bpf("write the datapath's tables");
+        self.remove_services(&pools).map_err(write())?;
+        self.set_addresses(&pools, vips).map_err(write())?;
+        let mut backends = HashSet::new();
+        for pool in &pools {
+            let service = &pool.service;
+            let id = self.service_number(service)?;
+            let interface = vips.iter().find(|vip| vip.address == service.vip());
+            let interface = interface.and_then(|vip| routes::interface_named(&vip.interface).ok());
+            applied.interfaces.extend(interface);
+            let mut entries = Vec::new();
+            for (member, state) in pool.members.iter().zip(states(pool)) {
+                let address = member.backend.address;
+                let ifindex = self.way_to(address.ip());
+                applied.interfaces.extend(ifindex);
+                let number = self.backend_number(id, address)?;
+                backends.insert(number);
+                let record = types::backend {
+                    address: address.ip().into(),
+                    nat: nat_address(service, address.ip(), vips).into(),
+                    port: address.port().to_be(),
+                    state: state.0 as u8,
+                    server: self.server_number(address, service.protocol)?,
+                    ifindex: ifindex.unwrap_or(0),
+                    service: id,
+                    ..Default::default()
+                };
+                self.maps.backend_table.set(&number, &record).map_err(write())?;
+                if state == types::backend_state::BACKEND_UP {
+                    let (key, weight) = (backend_key(address), member.backend.weight);
+                    entries.push(maglev::Entry { id: number as u16, key, weight });
+                }
+            }
+            self.set_schedule(id, entries).map_err(write())?;
+            let record = self.service_record(service, interface.unwrap_or(0));
+            self.maps.service_table.set(&id, &record).map_err(write())?;
+            self.maps
+                .services
+                .set(&service_key(service.listen, service.protocol), &id)
+                .map_err(write())?;
+            self.services.insert((service.listen, service.protocol), id);
+        }
+        applied.gone = self.retire_backends(&backends).map_err(write())?;
+        self.remove_servers(&pools).map_err(write())?;
+        Ok(applied)
+    }
+
+    fn service_number(&mut self, service: &Service) -> Result<u32, Error> {
+        match self.services.get(&(service.listen, service.protocol)) {
+            Some(id) => Ok(*id),
+            None => self.service_numbers.take("services"),
+        }
+    }
+
+    fn backend_number(&mut self, service: u32, address: SocketAddr) -> Result<u32, Error> {
+        if let Some(id) = self.backends.get(&(service, address)) {
+            return Ok(*id);
+        }
+        let id = self.backend_numbers.take("backends")?;
+        self.backends.insert((service, address), id);
+        Ok(id)
+    }
+
+    /// The number of a server, in the kernel's map from then on.
+    fn server_number(&mut self, address: SocketAddr, protocol: Protocol) -> Result<u32, Error> {
+        if let Some(id) = self.servers.get(&(address, protocol)) {
+            return Ok(*id);
+        }
+        let id = self.server_numbers.take("servers")?;
+        let key = types::server_key {
+            address: address.ip().into(),
+            port: address.port().to_be(),
+            protocol: number(protocol),
+            ..Default::default()
+        };
+        self.maps.servers.set(&key, &id).map_err(Error::bpf("write a server"))?;
+        self.servers.insert((address, protocol), id);
+        Ok(id)
+    }
+
+    /// The interface towards an address; what changes about that is said.
+    fn way_to(&mut self, address: IpAddr) -> Option<u32> {
+        match routes::interface_to(address) {
+            Ok(ifindex) => {
+                if self.unreachable.remove(&address) {
+                    tracing::info!(%address, "there is a route to the backend again");
+                }
+                Some(ifindex)
+            }
+            Err(error) => {
+                if self.unreachable.insert(address) {
+                    tracing::warn!(%address, %error, "no route to the backend: its packets are dropped");
+                }
+                None
+            }
+        }
+    }
+
+    fn service_record(&self, service: &Service, ifindex: u32) -> types::service {
+        let limits = &service.limits;
+        types::service {
+            vip: service.vip().into(),
+            port: service.listen.port().to_be(),
+            protocol: number(service.protocol),
+            mode: forward_mode(service.mode).0 as u8,
+            select: select_by(service.scheduler).0 as u8,
+            seed: mix(backend_key(service.listen) ^ u64::from(number(service.protocol))),
+            ifindex,
+            half_open_timeout: self.clock.timeout(HALF_OPEN),
+            idle_timeout: self.clock.timeout(limits.idle_timeout.max(CLOSED)),
+            half_close_timeout: self.clock.timeout(limits.half_close_timeout.max(CLOSED)),
+            closed_timeout: self.clock.timeout(CLOSED),
+            ..Default::default()
+        }
+    }
+
+    fn set_schedule(&mut self, service: u32, entries: Vec<maglev::Entry>) -> BpfResult<()> {
+        if self.schedules.get(&service) == Some(&entries) {
+            return Ok(());
+        }
+        if entries.is_empty() {
+            self.maps.schedules.remove(service)?;
+        } else {
+            self.maps.schedules.set(service, &maglev::table(&entries))?;
+        }
+        self.schedules.insert(service, entries);
+        Ok(())
+    }
+
+    fn set_addresses(&mut self, pools: &[&Arc<Pool>], vips: &[Vip]) -> BpfResult<()> {
+        let mut wanted: HashMap<IpAddr, u32> = HashMap::new();
+        for vip in vips {
+            *wanted.entry(vip.address).or_default() |= types::address_use::ADDRESS_VIP.0;
+        }
+        for pool in pools {
+            for backend in &pool.service.backends {
+                let nat = nat_address(&pool.service, backend.address.ip(), vips);
+                *wanted.entry(nat).or_default() |= types::address_use::ADDRESS_NAT.0;
+            }
+        }
+        for (address, uses) in &wanted {
+            if self.addresses.get(address) != Some(uses) {
+                self.maps.addresses.set(&(*address).into(), uses)?;
+            }
+        }
+        for gone in self.addresses.keys().filter(|address| !wanted.contains_key(address)) {
+            self.maps.addresses.remove(&(*gone).into())?;
+        }
+        self.addresses = wanted;
+        Ok(())
+    }
+
+    fn remove_services(&mut self, pools: &[&Arc<Pool>]) -> BpfResult<()> {
+        let wanted: HashSet<ServiceName> =
+            pools.iter().map(|pool| (pool.service.listen, pool.service.protocol)).collect();
+        for (name, id) in self.services.extract_if(|name, _| !wanted.contains(name)) {
+            self.maps.services.remove(&service_key(name.0, name.1))?;
+            self.maps.schedules.remove(id)?;
+            self.schedules.remove(&id);
+            self.service_numbers.used.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Marks the backends that are none any more; their records stay for as long as the collector
+    /// needs them to find the other direction of their flows.
+    fn retire_backends(&mut self, wanted: &HashSet<u32>) -> BpfResult<bool> {
+        let mut gone = false;
+        for (_, id) in self.backends.extract_if(|_, id| !wanted.contains(id)) {
+            if let Some(mut record) = self.maps.backend_table.find(&id)? {
+                record.state = types::backend_state::BACKEND_GONE.0 as u8;
+                self.maps.backend_table.set(&id, &record)?;
+            }
+            self.backend_numbers.used.remove(&id);
+            gone = true;
+        }
+        Ok(gone)
+    }
+
+    fn remove_servers(&mut self, pools: &[&Arc<Pool>]) -> BpfResult<()> {
+        let wanted: HashSet<(SocketAddr, Protocol)> = pools
+            .iter()
+            .flat_map(|pool| {
+                let protocol = pool.service.protocol;
+                pool.service.backends.iter().map(move |backend| (backend.address, protocol))
+            })
+            .collect();
+        for ((address, protocol), id) in self.servers.extract_if(|name, _| !wanted.contains(name)) {
+            let key = types::server_key {
+                address: address.ip().into(),
+                port: address.port().to_be(),
+                protocol: number(protocol),
+                ..Default::default()
+            };
+            self.maps.servers.remove(&key)?;
+            self.server_numbers.used.remove(&id);
+        }
+        Ok(())
+    }
+}
+
+/// What each member of a pool may get. One that is down keeps its flows, since it may be up for
+/// them; one not probed yet gets new ones only where none is up.
+fn states(pool: &Pool) -> Vec<types::backend_state> {
+    let enabled = |admin| admin == Admin::Enabled;
+    let any_up = pool.members.iter().any(|m| enabled(m.admin()) && m.health() == Health::Up);
+    let state = |admin, health| match (admin, health) {
+        (Admin::Disabled, _) => types::backend_state::BACKEND_DOWN,
+        (Admin::Enabled, Health::Up) => types::backend_state::BACKEND_UP,
+        (Admin::Enabled, Health::Unknown) if !any_up => types::backend_state::BACKEND_UP,
+        (Admin::Enabled | Admin::Drained, _) => types::backend_state::BACKEND_DRAINED,
+    };
+    pool.members.iter().map(|member| state(member.admin(), member.health())).collect()
+}
+
+/// The address that packets to a backend come from: the VIP in the backend's own network, or the
+/// service's.
+fn nat_address(service: &Service, backend: IpAddr, vips: &[Vip]) -> IpAddr {
+    let near = vips.iter().find(|vip| in_network(vip, backend));
+    near.map_or(service.vip(), |vip| vip.address)
+}
+
+fn in_network(vip: &Vip, address: IpAddr) -> bool {
+    match (vip.address, address) {
+        (IpAddr::V4(vip4), IpAddr::V4(address)) => {
+            let shift = 32 - u32::from(vip.prefix);
+            (vip4.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
+        }
+        (IpAddr::V6(vip6), IpAddr::V6(address)) => {
+            let shift = 128 - u32::from(vip.prefix);
+            (vip6.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
+        }
+        _ => false,
+    }
+}
+
+fn forward_mode(mode: Mode) -> types::forward_mode {
+    match mode {
+        Mode::Proxy => types::forward_mode::MODE_PROXY,
+        Mode::Passthrough { source: Source::Vip } => types::forward_mode::MODE_NAT,
+        Mode::Passthrough { source: Source::Client } => types::forward_mode::MODE_DNAT,
+        Mode::Dsr { kind: Dsr::L2 } => types::forward_mode::MODE_DSR_L2,
+        Mode::Dsr { kind: Dsr::Ipip } => types::forward_mode::MODE_DSR_IPIP,
+        Mode::Dsr { kind: Dsr::Nat } => types::forward_mode::MODE_DSR_NAT,
+    }
+}
+
+/// The configuration keeps the others away from services in the kernel.
+fn select_by(scheduler: Scheduler) -> types::select_by {
+    match scheduler {
+        Scheduler::SourceHash => types::select_by::SELECT_SOURCE,
+        Scheduler::Random => types::select_by::SELECT_RANDOM,
+        Scheduler::Maglev | Scheduler::RoundRobin | Scheduler::LeastConnections => {
+            types::select_by::SELECT_FLOW
+        }
+    }
+}
+
+fn service_key(listen: SocketAddr, protocol: Protocol) -> types::service_key {
+    types::service_key {
+        vip: listen.ip().into(),
+        port: listen.port().to_be(),
+        protocol: number(protocol),
+        ..Default::default()
+    }
+}
+
+fn socket(address: types::address, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), u16::from_be(port))
+}
+
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => libc::IPPROTO_TCP as u8,
+        Protocol::Udp => libc::IPPROTO_UDP as u8,
+    }
+}
+
+fn protocol(number: u8) -> Option<Protocol> {
+    match i32::from(number) {
+        libc::IPPROTO_TCP => Some(Protocol::Tcp),
+        libc::IPPROTO_UDP => Some(Protocol::Udp),
+        _ => None,
+    }
+}
