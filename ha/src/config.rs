@@ -101,6 +101,19 @@ pub struct Vip {
     pub interface: String,
 }
 
+impl Vip {
+    /// Whether an address is in the VIP's own network.
+    pub fn is_near(&self, address: IpAddr) -> bool {
+        let bits = |address| match address {
+            IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+            IpAddr::V6(v6) => v6.to_bits(),
+        };
+        let different = bits(self.address) ^ bits(address);
+        self.address.is_ipv4() == address.is_ipv4()
+            && different.leading_zeros() >= u32::from(self.prefix)
+    }
+}
+
 /// Another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
@@ -127,6 +140,32 @@ impl Default for AnnounceConfig {
             schedule: [0, 20, 100, 300, 1000, 3000].map(Duration::from_millis).to_vec(),
             refresh: Duration::from_secs(30),
             rival_interval: Duration::from_millis(100),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_is_what_the_prefix_says() {
+        let vip = |text: &str, prefix| Vip {
+            address: text.parse().unwrap(),
+            prefix,
+            interface: "front".into(),
+        };
+        for (address, prefix, other, near) in [
+            ("10.78.0.100", 24, "10.78.0.11", true),
+            ("10.78.0.100", 24, "10.78.1.11", false),
+            ("10.78.0.100", 32, "10.78.0.100", true),
+            ("10.78.0.100", 32, "10.78.0.101", false),
+            ("10.78.0.100", 0, "1.2.3.4", true),
+            ("fd78::100", 64, "fd78::11", true),
+            ("fd78::100", 64, "fd78:0:0:1::11", false),
+            ("fd78::100", 0, "10.78.0.11", false),
+        ] {
+            assert_eq!(vip(address, prefix).is_near(other.parse().unwrap()), near, "{other}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::Duration;
 
-use baton_ha::config::Family;
+use baton_ha::config::{Family, Vip};
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -16,7 +16,7 @@ use super::paths::family_name;
 use super::section::{At, BACKEND, SERVICE, Section, nearest};
 use super::value::{self, Read, complain};
 use super::vips::Vips;
-use crate::service::{Backend, Check, Limits, Probe, Protocol, ProxyProtocol, Service};
+use crate::service::{Backend, Check, Limits, Mode, Probe, Protocol, ProxyProtocol, Service};
 
 const MOST_CONNECTIONS: u32 = 1_000_000;
 const MOST_RETRIES: u32 = 16;
@@ -439,11 +439,20 @@ fn unused(root: &Section<'_>, services: &[Listening], vips: &Vips, checks: &[che
         }
     }
     for vip in &vips.right {
-        if !services.iter().any(|listening| listening.service.vip() == vip.vip.address) {
+        let used = |listening: &Listening| {
+            listening.service.vip() == vip.vip.address || sends_from(&listening.service, &vip.vip)
+        };
+        if !services.iter().any(used) {
             let what = format!("no service uses the VIP {:?}", vip.name);
             let hint =
                 format!("write `vip = {:?}` in a service; the VIP moves all the same", vip.name);
             root.report.warning(&vip.places.address, what, hint);
         }
     }
+}
+
+/// Whether packets to a backend of the service come from this VIP, or replies come to it.
+fn sends_from(service: &Service, vip: &Vip) -> bool {
+    matches!(service.mode, Mode::Passthrough { .. })
+        && service.backends.iter().any(|backend| vip.is_near(backend.address.ip()))
 }

@@ -48,20 +48,32 @@ pub fn other_layouts() -> io::Result<Vec<PathBuf>> {
 
 /// Mounts the bpffs, unless it is there, and makes the folder.
 pub fn prepare() -> io::Result<PathBuf> {
-    fs::create_dir_all(ROOT)?;
-    if !is_mounted()? {
-        // Not into process 1's namespace where we may not enter it: then the pins live as long as
-        // ours does.
-        if let Err(error) = mount_for_all() {
-            tracing::debug!(%error, "can't mount a bpffs in process 1's mount namespace");
-        }
-        if !is_mounted()? {
-            mount_here()?;
-        }
-    }
+    mount_bpffs()?;
     let folder = folder()?;
     fs::create_dir_all(&folder)?;
     Ok(folder)
+}
+
+/// Mounts the bpffs, unless it is there. Whoever starts daemons through `ip netns exec` calls this
+/// before, so that their pins outlive them.
+pub fn mount_bpffs() -> io::Result<()> {
+    fs::create_dir_all(ROOT)?;
+    if is_mounted()? {
+        return Ok(());
+    }
+    if let Err(error) = mount_for_all() {
+        tracing::debug!(%error, "can't mount a bpffs in process 1's mount namespace");
+    }
+    if is_mounted()? {
+        return Ok(());
+    }
+    if !is_namespace_of_parent() {
+        tracing::warn!(
+            "{ROOT} is mounted in this process's own mount namespace: flows will not outlive it. \
+             Before `ip netns exec`, run: mkdir -p {ROOT}; mount -t bpf baton {ROOT}"
+        );
+    }
+    mount_here()
 }
 
 /// Removes the pins of this network namespace, of every layout; what is attached still holds its
@@ -75,6 +87,17 @@ pub fn remove() -> io::Result<()> {
 
 fn is_mounted() -> io::Result<bool> {
     Ok(statfs(ROOT)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Whether the mount namespace is that of the process that started us; otherwise it may well end
+/// with us. Where it can't be seen, it is taken for it.
+fn is_namespace_of_parent() -> bool {
+    let inode = |of: &str| fs::metadata(format!("/proc/{of}/ns/mnt")).map(|found| found.ino());
+    let parent = nix::unistd::getppid().to_string();
+    match (inode("self"), inode(&parent)) {
+        (Ok(ours), Ok(theirs)) => ours == theirs,
+        _ => true,
+    }
 }
 
 fn mount_here() -> io::Result<()> {

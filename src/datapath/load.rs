@@ -208,6 +208,7 @@ pub fn detach_tc(ifindex: u32) -> Result<(), Error> {
 }
 
 fn bare_hook(ifindex: u32) -> TcHook {
+    quiet();
     // The descriptor matters to attaching alone; any will do.
     let standard_input = io::stdin();
     let mut builder = TcHookBuilder::new(standard_input.as_fd());

@@ -372,22 +372,8 @@ fn states(pool: &Pool) -> Vec<types::backend_state> {
 /// The address that packets to a backend come from: the VIP in the backend's own network, or the
 /// service's.
 fn nat_address(service: &Service, backend: IpAddr, vips: &[Vip]) -> IpAddr {
-    let near = vips.iter().find(|vip| in_network(vip, backend));
+    let near = vips.iter().find(|vip| vip.is_near(backend));
     near.map_or(service.vip(), |vip| vip.address)
-}
-
-fn in_network(vip: &Vip, address: IpAddr) -> bool {
-    match (vip.address, address) {
-        (IpAddr::V4(vip4), IpAddr::V4(address)) => {
-            let shift = 32 - u32::from(vip.prefix);
-            (vip4.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
-        }
-        (IpAddr::V6(vip6), IpAddr::V6(address)) => {
-            let shift = 128 - u32::from(vip.prefix);
-            (vip6.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
-        }
-        _ => false,
-    }
 }
 
 fn forward_mode(mode: Mode) -> types::forward_mode {
