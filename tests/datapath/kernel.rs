@@ -1,0 +1,198 @@
+//! A datapath in the kernel that is attached to nothing: packets are handed to its TC program.
+
+use std::net::{IpAddr, SocketAddr};
+
+use baton::datapath::gate::Gate;
+use baton::datapath::load::{Loaded, Sizes};
+use baton::datapath::maps::Maps;
+use baton::datapath::skeleton::types;
+use baton::maglev;
+use libbpf_rs::ProgramInput;
+
+use crate::packet::Packet;
+
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+
+/// An hour and more: the gate is open for as long as any test takes.
+const LONG: u64 = 1_000_000;
+
+/// What became of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Up the stack, as it was.
+    Passed,
+    /// Dropped, and counted under this reason alone.
+    Dropped(types::drop_reason),
+    /// Sent on.
+    Sent(Packet),
+}
+
+pub(crate) struct Kernel {
+    loaded: Loaded,
+    pub(crate) maps: Maps,
+    pub(crate) gate: Gate,
+    backends: u16,
+}
+
+/// `TC_ACT_*` of linux/pkt_cls.h.
+const PASS: u32 = u32::MAX;
+const SHOT: u32 = 2;
+const REDIRECT: u32 = 7;
+
+impl Kernel {
+    /// A datapath with an open gate and no service.
+    pub(crate) fn new() -> Self {
+        Self::with_room(1024, 256)
+    }
+
+    pub(crate) fn with_room(flows: u32, half_open_flows: u32) -> Self {
+        let loaded = Loaded::unpinned(Sizes { flows, half_open_flows }).expect("loaded");
+        let (maps, gate) = (loaded.maps().expect("maps"), loaded.gate().expect("a gate"));
+        gate.open_until(loaded.jiffies().expect("jiffies") + LONG);
+        Self { loaded, maps, gate, backends: 0 }
+    }
+
+    pub(crate) fn jiffies(&self) -> u64 {
+        self.loaded.jiffies().expect("jiffies")
+    }
+
+    /// A service with its backends; `nat` is what packets to them come from. Ids of services are
+    /// the caller's, those of backends follow each other.
+    pub(crate) fn service(
+        &mut self,
+        id: u32,
+        mode: types::forward_mode,
+        (listen, protocol): (&str, u8),
+        nat: &str,
+        backends: &[&str],
+    ) -> Vec<u16> {
+        let listen: SocketAddr = listen.parse().unwrap();
+        let nat: IpAddr = nat.parse().unwrap();
+        let ids: Vec<u16> =
+            backends.iter().map(|address| self.backend(id, address, protocol, nat)).collect();
+        let entry = |&backend: &u16| maglev::Entry { id: backend, key: backend.into(), weight: 1 };
+        let entries: Vec<_> = ids.iter().map(entry).collect();
+        self.maps.schedules.set(id, &maglev::table(&entries)).unwrap();
+        let service = types::service {
+            vip: listen.ip().into(),
+            port: listen.port().to_be(),
+            protocol,
+            mode: mode.0 as u8,
+            seed: 0xba70,
+            ifindex: 1,
+            half_open_timeout: 1000,
+            idle_timeout: 1000,
+            half_close_timeout: 500,
+            closed_timeout: 100,
+            ..Default::default()
+        };
+        self.maps.service_table.set(&id, &service).unwrap();
+        let key = types::service_key {
+            vip: listen.ip().into(),
+            port: listen.port().to_be(),
+            protocol,
+            ..Default::default()
+        };
+        self.maps.services.set(&key, &id).unwrap();
+        self.maps.addresses.set(&listen.ip().into(), &1).unwrap();
+        self.maps.addresses.set(&nat.into(), &2).unwrap();
+        ids
+    }
+
+    fn backend(&mut self, service: u32, address: &str, protocol: u8, nat: IpAddr) -> u16 {
+        self.backends += 1;
+        let address: SocketAddr = address.parse().unwrap();
+        let key = types::server_key {
+            address: address.ip().into(),
+            port: address.port().to_be(),
+            protocol,
+            ..Default::default()
+        };
+        // The same server under one number, whatever service it is a backend of.
+        let server = self.maps.servers.find(&key).unwrap().unwrap_or(u32::from(self.backends));
+        self.maps.servers.set(&key, &server).unwrap();
+        let record = types::backend {
+            address: address.ip().into(),
+            nat: nat.into(),
+            port: address.port().to_be(),
+            state: types::backend_state::BACKEND_UP.0 as u8,
+            server,
+            ifindex: 1,
+            service,
+            ..Default::default()
+        };
+        self.maps.backend_table.set(&u32::from(self.backends), &record).unwrap();
+        self.backends
+    }
+
+    pub(crate) fn set_state(&self, backend: u16, state: types::backend_state) {
+        let id = u32::from(backend);
+        let mut record = self.maps.backend_table.find(&id).unwrap().unwrap();
+        record.state = state.0 as u8;
+        self.maps.backend_table.set(&id, &record).unwrap();
+    }
+
+    /// How often a reason was counted, over all CPUs.
+    pub(crate) fn drops(&self, reason: types::drop_reason) -> u64 {
+        self.maps.drops.find_per_cpu(&reason.0).unwrap().iter().sum()
+    }
+
+    fn all_drops(&self) -> Vec<u64> {
+        (0..types::drop_reason::DROP_REASONS.0)
+            .map(|reason| self.drops(types::drop_reason(reason)))
+            .collect()
+    }
+
+    /// What the TC hook does with bytes: its verdict and the bytes after it.
+    pub(crate) fn run(&self, bytes: &[u8]) -> (u32, Vec<u8>) {
+        let mut out = vec![0; bytes.len() + 256];
+        let input =
+            ProgramInput { data_in: Some(bytes), data_out: Some(&mut out), ..Default::default() };
+        let output = self.loaded.tc().test_run(input).expect("the kernel takes the packet");
+        let data = output.data.map(|data| data.to_vec()).unwrap_or_default();
+        (output.return_value, data)
+    }
+
+    /// The same for bytes that may be no packet.
+    pub(crate) fn fate_of_bytes(&self, bytes: &[u8]) -> Fate {
+        let before = self.all_drops();
+        let (verdict, out) = self.run(bytes);
+        let after = self.all_drops();
+        let counted: Vec<u32> = (0..after.len())
+            .flat_map(|at| (before[at]..after[at]).map(move |_| at as u32))
+            .collect();
+        match verdict {
+            PASS => {
+                assert_eq!(out, bytes, "passed, and changed");
+                assert_eq!(counted, [] as [u32; 0], "passed, and counted as dropped");
+                Fate::Passed
+            }
+            SHOT => {
+                assert_eq!(counted.len(), 1, "dropped under {counted:?}");
+                Fate::Dropped(types::drop_reason(counted[0]))
+            }
+            REDIRECT => {
+                assert_eq!(counted, [] as [u32; 0], "sent, and counted as dropped");
+                Fate::Sent(Packet::read(&out))
+            }
+            other => panic!("verdict {other}"),
+        }
+    }
+
+    pub(crate) fn fate(&self, packet: &Packet) -> Fate {
+        self.fate_of_bytes(&packet.bytes())
+    }
+
+    /// A packet that must be sent on.
+    pub(crate) fn sent(&self, packet: &Packet) -> Packet {
+        match self.fate(packet) {
+            Fate::Sent(sent) => sent,
+            other => panic!("{packet:?}: {other:?}"),
+        }
+    }
+
+    pub(crate) fn flows(&self) -> Vec<(types::flow_key, types::flow)> {
+        self.maps.flows.slices(256).unwrap().collect()
+    }
+}

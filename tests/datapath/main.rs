@@ -1,0 +1,7 @@
+//! The kernel's programs, run on packets of ours (BPF_PROG_TEST_RUN) and in namespaces.
+
+mod bad;
+mod flows;
+mod golden;
+mod kernel;
+mod packet;
