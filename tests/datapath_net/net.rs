@@ -1,0 +1,240 @@
+//! The network of a test: made, and always removed.
+//!
+//! ```text
+//!   client .10 ── front 10.77.0.0/24, fd77::/64 ──┬── relay .2 ──┬── back 10.78.0.0/24, fd78::/64 ── b1 .11
+//!                                                 └── switch .1 ─┘                              └── b2 .12
+//! ```
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use baton::datapath::bpffs;
+use baton::lab::netns::Netns;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Generous: the machine may be busy. Whoever waits polls.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+const NODES: [&str; 5] = ["switch", "client", "relay", "b1", "b2"];
+
+pub(crate) struct Net {
+    prefix: String,
+    folder: tempfile::TempDir,
+    relay: Option<Child>,
+}
+
+impl Net {
+    /// The network, with a relay that is not running yet.
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let prefix =
+            format!("bt-dp{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        // Here, so that it is not gone with the mount namespace of `ip netns exec`.
+        bpffs::mount_bpffs().expect("a bpffs");
+        let net = Self { prefix, folder: tempfile::tempdir().unwrap(), relay: None };
+        for node in NODES {
+            let netns = Netns::create(&net.name(node)).expect("a namespace");
+            // Usable at once.
+            netns
+                .sysctl(&[
+                    ("net.ipv6.conf.all.accept_dad", "0"),
+                    ("net.ipv6.conf.default.accept_dad", "0"),
+                    ("net.ipv4.conf.all.rp_filter", "0"),
+                    ("net.ipv4.conf.default.rp_filter", "0"),
+                ])
+                .unwrap();
+        }
+        net.wire();
+        net
+    }
+
+    fn name(&self, node: &str) -> String {
+        format!("{}-{node}", self.prefix)
+    }
+
+    pub(crate) fn node(&self, node: &str) -> Netns {
+        Netns::existing(&self.name(node))
+    }
+
+    fn wire(&self) {
+        let switch = self.node("switch");
+        for (bridge, network) in [("front", 77), ("back", 78)] {
+            switch
+                .ip_batch(&format!(
+                    "link add {bridge} type bridge forward_delay 0 mcast_snooping 0\n\
+                     addr add 10.{network}.0.1/24 dev {bridge}\n\
+                     addr add fd{network}::1/64 dev {bridge} nodad\nlink set {bridge} up\n"
+                ))
+                .unwrap();
+        }
+        switch
+            .sysctl(&[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")])
+            .unwrap();
+        for (node, segment, network, host) in [
+            ("client", "front", 77, 10),
+            ("relay", "front", 77, 2),
+            ("relay", "back", 78, 2),
+            ("b1", "back", 78, 11),
+            ("b2", "back", 78, 12),
+        ] {
+            let netns = self.name(node);
+            switch
+                .ip_batch(&format!(
+                    "link add {node}-{segment} type veth peer name {segment} netns {netns}\n\
+                     link set {node}-{segment} master {segment} up\n"
+                ))
+                .unwrap();
+            self.node(node)
+                .ip_batch(&format!(
+                    "addr add 10.{network}.0.{host}/24 dev {segment}\n\
+                     addr add fd{network}::{host}/64 dev {segment} nodad\nlink set {segment} up\n"
+                ))
+                .unwrap();
+        }
+        // The client reaches the backends' network through the switch, as the backends reach the
+        // client's unless a test says otherwise.
+        for (node, network) in [("client", 77), ("b1", 78), ("b2", 78)] {
+            self.node(node)
+                .ip_batch(&format!(
+                    "route add default via 10.{network}.0.1\nroute add ::/0 via fd{network}::1\n"
+                ))
+                .unwrap();
+        }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("control.sock")
+    }
+
+    /// Starts the relay with these services and waits until it holds its VIPs.
+    pub(crate) fn start_relay(&mut self, services: &str) {
+        let socket = self.socket();
+        let text = format!(
+            "[node]\nname = \"relay\"\ncontrol = \"{}\"\nworkers = 1\n\
+             [election]\nvrid = 51\npriority = 255\n\
+             [datapath]\nflows = 4096\nhalf_open_flows = 1024\n{VIPS}{services}",
+            socket.display()
+        );
+        let file = self.folder.path().join("baton.toml");
+        std::fs::write(&file, text).unwrap();
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("log"))
+            .unwrap();
+        let child = self
+            .node("relay")
+            .command(env!("CARGO_BIN_EXE_baton"))
+            .args(["run", "-c"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.relay = Some(child);
+        self.until("the relay is Active and holds its VIPs", || {
+            let status = Command::new(env!("CARGO_BIN_EXE_baton"))
+                .args(["status", "--json", "--socket"])
+                .arg(&socket)
+                .output()
+                .unwrap();
+            let Ok(status) = serde_json::from_slice::<serde_json::Value>(&status.stdout) else {
+                return false;
+            };
+            let held = status["election"]["vips"]
+                .as_array()
+                .is_some_and(|vips| vips.iter().all(|vip| vip["held"].as_bool().unwrap_or(false)));
+            status["election"]["state"] == "active" && held
+        });
+    }
+
+    /// Ends the relay with that signal and waits for its end.
+    pub(crate) fn end_relay(&mut self, signal: Signal) {
+        let mut child = self.relay.take().expect("it runs");
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        child.wait().unwrap();
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn until(&self, what: &str, done: impl Fn() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !done() {
+            assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}; log:\n{}", self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Folders of pins that the relay's namespace has.
+    pub(crate) fn pins(&self) -> PathBuf {
+        self.node("relay").enter(|| bpffs::folder().unwrap()).unwrap()
+    }
+
+    pub(crate) fn unload(&self) {
+        let netns = self.node("relay");
+        let output = netns.command(env!("CARGO_BIN_EXE_baton")).arg("unload").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.relay.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if self.node("relay").exists() {
+            let _ = self.node("relay").command(env!("CARGO_BIN_EXE_baton")).arg("unload").output();
+        }
+        for node in NODES {
+            if self.node(node).exists() {
+                let _ = self.node(node).remove();
+            }
+        }
+        if thread::panicking() {
+            eprintln!("log of the relay:\n{}", self.log());
+        }
+    }
+}
+
+const VIPS: &str = "
+[[vips]]
+name = \"front4\"
+address = \"10.77.0.100/24\"
+interface = \"front\"
+[[vips]]
+name = \"front6\"
+address = \"fd77::100/64\"
+interface = \"front\"
+[[vips]]
+name = \"back4\"
+address = \"10.78.0.100/24\"
+interface = \"back\"
+[[vips]]
+name = \"back6\"
+address = \"fd78::100/64\"
+interface = \"back\"
+";
+
+/// A service for the file.
+pub(crate) fn service(
+    name: &str,
+    vip: &str,
+    port: u16,
+    how: &str,
+    backends: &[(&str, &str)],
+) -> String {
+    let mut text =
+        format!("[[services]]\nname = \"{name}\"\nvip = \"{vip}\"\nport = {port}\n{how}\n");
+    for (name, address) in backends {
+        text += &format!("[[services.backends]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+    }
+    text
+}

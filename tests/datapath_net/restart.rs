@@ -1,0 +1,68 @@
+//! The daemon comes and goes; flows stay, and the kernel's own stack never answers in between.
+
+use std::io;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::net::{Net, PATIENCE, service};
+use crate::server::{connect, serve};
+
+const VIP: &str = "10.77.0.100:80";
+
+fn web() -> String {
+    let backends = [("b1", "10.78.0.11:8080"), ("b2", "10.78.0.12:8080")];
+    service("web", "front4", 80, "mode = \"passthrough\"", &backends)
+}
+
+fn net() -> Net {
+    let mut net = Net::new();
+    serve(&net.node("b1"), "b1", "10.78.0.11:8080");
+    serve(&net.node("b2"), "b2", "10.78.0.12:8080");
+    net.start_relay(&web());
+    net
+}
+
+#[test]
+fn connections_outlive_a_daemon_that_was_killed() {
+    let mut net = net();
+    let client = net.node("client");
+    let mut sessions: Vec<_> = (0..10).map(|_| connect(&client, VIP, PATIENCE).unwrap()).collect();
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        net.end_relay(signal);
+        net.start_relay(&web());
+        for session in &mut sessions {
+            session.echo(1000);
+        }
+    }
+    connect(&client, VIP, PATIENCE).unwrap().echo(10);
+}
+
+#[test]
+fn after_a_kill_there_is_silence() {
+    let mut net = net();
+    let client = net.node("client");
+    connect(&client, VIP, PATIENCE).unwrap();
+    net.end_relay(Signal::SIGKILL);
+    // The lease is one second. From then on: no answer, least of all a refusal.
+    std::thread::sleep(Duration::from_millis(1500));
+    let error = connect(&client, VIP, Duration::from_millis(300)).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+}
+
+#[test]
+fn unload_leaves_nothing() {
+    let mut net = net();
+    assert!(net.pins().exists());
+    net.end_relay(Signal::SIGTERM);
+    assert!(net.pins().exists(), "a stop keeps the flows for the next start");
+    net.unload();
+    assert!(!net.pins().exists());
+    let relay = net.node("relay");
+    for interface in ["front", "back"] {
+        let mut filters = relay.command("tc");
+        let output =
+            filters.args(["filter", "show", "dev", interface, "ingress"]).output().unwrap();
+        assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
