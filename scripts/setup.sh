@@ -6,7 +6,14 @@ set -euo pipefail
 # package: what it is for
 wanted=(
     "gcc: the linker that cargo calls"
-    "libc6-dev: the C library's headers, for the linker"
+    "libc6-dev: the C library's headers, for the linker and the kernel datapath"
+    "clang: compiles the kernel datapath for eBPF, which gcc and rustc here do not"
+    "llvm: strips what clang compiled"
+    "make: builds libbpf, which comes as source with its crate"
+    "pkg-config: finds libelf and zlib for libbpf"
+    "linux-libc-dev: the kernel's headers, for the kernel datapath"
+    "libelf-dev: libbpf reads the compiled datapath with it"
+    "zlib1g-dev: libelf needs it"
     "iproute2: ip, which makes the namespaces of the lab"
     "iputils-ping: ping, in the lab's hosts"
     "dante-server: danted, the SOCKS server behind the lab's relays"

@@ -1,6 +1,7 @@
 //! Baton: a layer-4 load balancer that is never a single point of failure.
 //!
-//! The packet's way: client → VIP → [`proxy`] → [`pool`] (which backend) → backend.
+//! The packet's way: client → VIP → [`datapath`], in the kernel → backend; or client → VIP →
+//! [`proxy`] → [`pool`] (which backend) → backend.
 //! The event's way: socket or timer → [`baton_ha::driver`] → state, address, announcement;
 //! probe → [`health`] → [`pool`]; command → [`control`] → [`balancer`].
 //!
@@ -10,6 +11,7 @@
 //! * [`config`]: TOML → raw → [`config::Config`]; a `Config` in hand is correct.
 //! * [`pool`]: the backends of a service as they are now, and the choice among them.
 //! * [`scheduler`]: the choice, pure; [`sources`]: connections per source address.
+//! * [`maglev`]: tables of backends; [`datapath`]: passthrough and dsr in the kernel.
 //! * [`proxy`]: accept, connect, splice, half-close; UDP sessions.
 //! * [`health`]: rise/fall machine and the probes.
 //! * [`balancer`]: composition root.

@@ -42,6 +42,10 @@ fn header(out: &mut String, config: &Config) -> fmt::Result {
         out,
         "          after SIGTERM connections on own addresses have {grace} to end, those on VIPs none"
     )?;
+    if config.services.iter().any(|service| service.mode.is_in_kernel()) {
+        let super::Datapath { flows, half_open_flows } = config.datapath;
+        writeln!(out, "kernel    room for {flows} flows, {half_open_flows} half-open ones")?;
+    }
     let Some(ha) = &config.ha else {
         return writeln!(out, "election  none: no VIPs, this node balances on its own addresses");
     };
@@ -263,6 +267,10 @@ pub fn describe_json(config: &Config) -> Value {
                 "prefix": vip.prefix,
                 "interface": vip.interface,
             })).collect::<Vec<_>>(),
+        "datapath": {
+            "flows": config.datapath.flows,
+            "half_open_flows": config.datapath.half_open_flows,
+        },
         "services": config.services.iter().map(|service| service_json(config, service))
             .collect::<Vec<_>>(),
         "checks": config.checks.iter().map(|check| check_json(check)).collect::<Vec<_>>(),

@@ -1,9 +1,11 @@
 //! `mode` of a service with what goes with it: `source`, `dsr`, `scheduler`, and the keys that mean
 //! nothing in it.
 
-use super::section::Section;
+use std::net::SocketAddr;
+
+use super::section::{At, Section};
 use super::value;
-use crate::service::{Dsr, Mode, Protocol, Scheduler, Source};
+use crate::service::{Backend, Dsr, Mode, Protocol, Scheduler, Source};
 
 /// How a service's traffic travels.
 #[derive(Debug, Clone, Copy)]
@@ -64,13 +66,39 @@ fn belongs(section: &Section<'_>, key: &str, right: bool, with: &str) {
     }
 }
 
-fn dsr(section: &Section<'_>, kind: Option<super::section::At<Dsr>>) -> Dsr {
+fn dsr(section: &Section<'_>, kind: Option<At<Dsr>>) -> Dsr {
     let Some(kind) = kind else { return Dsr::L2 };
     if kind.value != Dsr::L2 {
         let what = "`dsr` is of a kind that is not built yet";
         section.report.error(&kind.span, what, "write `dsr = \"l2\"`");
     }
     kind.value
+}
+
+/// Reports backends on another port than their service where packets reach them as they are.
+pub(super) fn fit_backends(
+    section: &Section<'_>,
+    mode: Mode,
+    listen: Option<SocketAddr>,
+    backends: &[Backend],
+) {
+    let (Mode::Dsr { kind: Dsr::L2 | Dsr::Ipip }, Some(listen)) = (mode, listen) else { return };
+    for backend in backends.iter().filter(|backend| backend.address.port() != listen.port()) {
+        let what = format!(
+            "backend {:?} is on port {}, and in mode {} packets reach it on the service's port {}",
+            backend.name,
+            backend.address.port(),
+            String::from(mode),
+            listen.port()
+        );
+        let hint = format!("write `address = {:?}`", with_port(backend.address, listen.port()));
+        section.report.error(&section.span, what, hint);
+    }
+}
+
+fn with_port(mut address: SocketAddr, port: u16) -> String {
+    address.set_port(port);
+    address.to_string()
 }
 
 /// The kernel answers for VIPs alone: what it holds back while this node is not Active must not

@@ -37,6 +37,8 @@ fn fixed(config: &Config) -> Vec<(String, String)> {
         ("node.workers", node.workers.to_string()),
         ("node.log", node.log.clone()),
         ("cluster.name", config.cluster.clone()),
+        ("datapath.flows", config.datapath.flows.to_string()),
+        ("datapath.half_open_flows", config.datapath.half_open_flows.to_string()),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec();
@@ -130,6 +132,7 @@ mod tests {
         for (from, to, expected) in [
             ("name = \"relay1\"", "name = \"r1\"", "node.name: relay1 → r1"),
             ("name = \"lab\"", "name = \"x\"", "cluster.name: lab → x"),
+            ("[[vips]]", "[datapath]\nflows = 256\n[[vips]]", "datapath.flows: 131072 → 256"),
             ("priority = 200 ", "priority = 150 ", "election.priority: 200 → 150"),
             ("vrid = 51", "vrid = 52", "election.vrid: 51 → 52"),
             ("\"100ms\"", "\"1s\"", "election.advert_interval: 100ms → 1s"),

@@ -104,6 +104,7 @@ fn service(
     }
     let limits = limits(section, protocol);
     let backends = backends(section, listen.as_ref(), &limits, vips);
+    modes::fit_backends(section, mode, listen.as_ref().map(|listen| listen.value), &backends);
 
     let listen = listen?;
     Some(Listening {
