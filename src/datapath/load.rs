@@ -170,7 +170,7 @@ impl Loaded {
     }
 
     /// Has the collector look at what is in `sweep`.
-    pub(super) fn collect(&self) -> Result<(), Error> {
+    pub fn collect(&self) -> Result<(), Error> {
         let run = self.skeleton.progs.baton_collect.test_run(ProgramInput::default());
         run.map(drop).map_err(Error::bpf("run the collector"))
     }

@@ -1,5 +1,7 @@
 //! The life of flows: how they begin, when they are established, what floods and full tables do.
 
+use std::collections::HashSet;
+
 use baton::datapath::skeleton::types::{backend_state, drop_reason, forward_mode};
 
 use crate::kernel::{Fate, Kernel, TCP, UDP};
@@ -125,18 +127,53 @@ fn no_port_is_used_twice_for_a_server() {
     // Two services with the same server: their ports must not meet either.
     kernel.service(1, forward_mode::MODE_NAT, (VIP, UDP), NAT, &BACKENDS[..1]);
     kernel.service(2, forward_mode::MODE_NAT, ("10.77.0.100:81", UDP), NAT, &BACKENDS[..1]);
-    let mut ports = std::collections::HashSet::new();
-    for n in 0..1500 {
+    // Same hash, same client: both services try the same port first.
+    let mut ports = HashSet::new();
+    let mut flows = Vec::new();
+    for n in 0..1000 {
         for vip in [VIP, "10.77.0.100:81"] {
             let client = format!("10.79.{}.{}:4000", n >> 8, n & 0xff);
             let toward = kernel.sent(&Packet::udp(&client, vip));
             assert!(toward.from.port() >= 1024);
             assert!(ports.insert(toward.from.port()), "{} twice", toward.from);
-            // The answer finds its way to that client and no other.
-            let back = kernel.sent(&toward.answer(Transport::Udp));
-            assert_eq!((back.to.to_string(), back.from.to_string()), (client, vip.to_owned()));
+            flows.push((client, vip, toward));
         }
     }
+    // Each answer finds its way to that client and no other, half-open and established.
+    for _ in 0..2 {
+        for (client, vip, toward) in &flows {
+            let back = kernel.sent(&toward.answer(Transport::Udp));
+            assert_eq!((&back.to.to_string(), &*back.from.to_string()), (client, *vip));
+        }
+    }
+    // Ports of established flows are taken too.
+    for n in 0..1000 {
+        let client = format!("10.80.{}.{}:4000", n >> 8, n & 0xff);
+        let toward = kernel.sent(&Packet::udp(&client, VIP));
+        assert!(ports.insert(toward.from.port()), "{} twice", toward.from);
+    }
+}
+
+#[test]
+fn when_all_ports_are_taken_it_is_said() {
+    let mut kernel = Kernel::with_room(1 << 17, 256);
+    kernel.service(1, forward_mode::MODE_NAT, (VIP, UDP), NAT, &BACKENDS[..1]);
+    let toward = kernel.sent(&Packet::udp(CLIENT, VIP));
+    kernel.sent(&toward.answer(Transport::Udp));
+    let (mut key, reply) = kernel.maps.replies.slices(256).unwrap().next().unwrap();
+    for port in 1024..=65535_u16 {
+        key.port = port.to_be();
+        kernel.maps.replies.set(&key, &reply).unwrap();
+    }
+    let late = Packet::udp("10.77.0.11:40000", VIP);
+    assert_eq!(kernel.fate(&late), dropped(drop_reason::DROP_PORTS_EXHAUSTED));
+    // One that is free again is found if it is among those that are tried.
+    let free = (1024..=65535_u16).step_by(97);
+    for port in free {
+        key.port = port.to_be();
+        kernel.maps.replies.remove(&key).unwrap();
+    }
+    assert_eq!(kernel.sent(&late).from.port() % 97, 1024 % 97);
 }
 
 #[test]

@@ -53,6 +53,11 @@ impl Kernel {
         Self { loaded, maps, gate, backends: 0 }
     }
 
+    /// Runs the collector's program on what is in `sweep`.
+    pub(crate) fn collect(&self) {
+        self.loaded.collect().expect("collected");
+    }
+
     pub(crate) fn jiffies(&self) -> u64 {
         self.loaded.jiffies().expect("jiffies")
     }
