@@ -110,17 +110,35 @@ impl Net {
         self.folder.path().join("control.sock")
     }
 
-    /// Starts the relay with these services and waits until it holds its VIPs.
-    pub(crate) fn start_relay(&mut self, services: &str) {
-        let socket = self.socket();
+    fn write_config(&self, services: &str) -> PathBuf {
         let text = format!(
             "[node]\nname = \"relay\"\ncontrol = \"{}\"\nworkers = 1\n\
              [election]\nvrid = 51\npriority = 255\n\
              [datapath]\nflows = 4096\nhalf_open_flows = 1024\n{VIPS}{services}",
-            socket.display()
+            self.socket().display()
         );
         let file = self.folder.path().join("baton.toml");
         std::fs::write(&file, text).unwrap();
+        file
+    }
+
+    /// Runs a command against the relay, which must succeed.
+    pub(crate) fn baton(&self, args: &[&str]) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
+        let output = command.args(args).arg("--socket").arg(self.socket()).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+    }
+
+    /// Gives the relay other services.
+    pub(crate) fn reload(&self, services: &str) {
+        self.write_config(services);
+        self.baton(&["reload"]);
+    }
+
+    /// Starts the relay with these services and waits until it holds its VIPs.
+    pub(crate) fn start_relay(&mut self, services: &str) {
+        let socket = self.socket();
+        let file = self.write_config(services);
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)

@@ -1,0 +1,96 @@
+//! Backends come and go under a running relay: new flows follow, known flows stay where they are.
+
+use std::io::Read as _;
+use std::time::Duration;
+
+use crate::net::{Net, PATIENCE, service};
+use crate::server::{Session, connect, serve};
+
+const VIP: &str = "10.77.0.100:80";
+const BOTH: [(&str, &str); 2] = [("b1", "10.78.0.11:8080"), ("b2", "10.78.0.12:8080")];
+
+fn net() -> Net {
+    let mut net = Net::new();
+    serve(&net.node("b1"), "b1", BOTH[0].1);
+    serve(&net.node("b2"), "b2", BOTH[1].1);
+    net.start_relay(&web(&BOTH));
+    net
+}
+
+fn web(backends: &[(&str, &str)]) -> String {
+    service("web", "front4", 80, "mode = \"passthrough\"", backends)
+}
+
+/// A session on each backend.
+fn on_both(net: &Net) -> [Session; 2] {
+    let (mut b1, mut b2) = (None, None);
+    while b1.is_none() || b2.is_none() {
+        let session = connect(&net.node("client"), VIP, PATIENCE).unwrap();
+        let place = if session.backend == "b1" { &mut b1 } else { &mut b2 };
+        *place = Some(session);
+    }
+    [b1.unwrap(), b2.unwrap()]
+}
+
+/// Waits until new sessions come to these backends and no other.
+fn await_backends(net: &Net, wanted: &[&str]) {
+    net.until(&format!("new sessions come to {wanted:?}"), || {
+        let mut seen: Vec<String> =
+            (0..16).map(|_| connect(&net.node("client"), VIP, PATIENCE).unwrap().backend).collect();
+        seen.sort();
+        seen.dedup();
+        seen == wanted
+    });
+}
+
+#[test]
+fn a_drained_backend_keeps_its_sessions() {
+    let net = net();
+    let mut sessions = on_both(&net);
+    net.baton(&["drain", "b1"]);
+    await_backends(&net, &["b2"]);
+    sessions.iter_mut().for_each(|session| session.echo(1000));
+    net.baton(&["enable", "b1"]);
+    await_backends(&net, &["b1", "b2"]);
+    sessions.iter_mut().for_each(|session| session.echo(1000));
+}
+
+#[test]
+fn a_disabled_backend_is_cut_off() {
+    let net = net();
+    let [mut b1, mut b2] = on_both(&net);
+    net.baton(&["disable", "b1"]);
+    await_backends(&net, &["b2"]);
+    b2.echo(1000);
+    b1.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    std::io::Write::write_all(&mut b1.stream, b"x").unwrap();
+    assert!(b1.stream.read(&mut [0]).is_err(), "it is disabled, and answers");
+}
+
+#[test]
+fn a_reload_moves_nobody_who_need_not_move() {
+    let net = net();
+    let [mut b1, mut b2] = on_both(&net);
+    net.reload(&web(&BOTH[1..]));
+    await_backends(&net, &["b2"]);
+    b2.echo(1000);
+    // Its flows are dropped: it is no backend any more.
+    b1.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    std::io::Write::write_all(&mut b1.stream, b"x").unwrap();
+    assert!(b1.stream.read(&mut [0]).is_err(), "it is removed, and answers");
+    net.reload(&web(&BOTH));
+    await_backends(&net, &["b1", "b2"]);
+    b2.echo(1000);
+}
+
+#[test]
+fn a_service_can_move_into_the_kernel_and_out_again() {
+    let net = net();
+    let seen =
+        || connect(&net.node("client"), VIP, PATIENCE).map(|session| session.seen.to_string());
+    assert_eq!(seen().unwrap(), "10.78.0.100");
+    net.reload(&service("web", "front4", 80, "mode = \"proxy\"", &BOTH));
+    net.until("the proxy serves", || seen().is_ok_and(|seen| seen == "10.78.0.2"));
+    net.reload(&web(&BOTH));
+    net.until("the kernel serves", || seen().is_ok_and(|seen| seen == "10.78.0.100"));
+}
