@@ -1,7 +1,13 @@
 //! Backends come and go under a running relay: new flows follow, known flows stay where they are.
 
+use std::collections::HashSet;
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::time::Duration;
+
+use baton::datapath::record::Record as _;
+use baton::datapath::skeleton::types;
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
 use crate::net::{Net, PATIENCE, service};
 use crate::server::{Session, connect, serve};
@@ -43,6 +49,21 @@ fn await_backends(net: &Net, wanted: &[&str]) {
     });
 }
 
+/// The backends that flows go to, as the pinned maps have them.
+fn flows_to(net: &Net) -> HashSet<String> {
+    let map = |name| MapHandle::from_pinned_path(net.pins().join(name)).unwrap();
+    let (flows, backends) = (map("flows"), map("backend_table"));
+    flows
+        .keys()
+        .filter_map(|key| flows.lookup(&key, MapFlags::ANY).unwrap())
+        .map(|flow| {
+            let id = u32::from(types::flow::read(&flow).unwrap().backend);
+            let backend = backends.lookup(id.bytes(), MapFlags::ANY).unwrap().unwrap();
+            IpAddr::from(types::backend::read(&backend).unwrap().address).to_string()
+        })
+        .collect()
+}
+
 #[test]
 fn a_drained_backend_keeps_its_sessions() {
     let net = net();
@@ -78,6 +99,8 @@ fn a_reload_moves_nobody_who_need_not_move() {
     b1.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     std::io::Write::write_all(&mut b1.stream, b"x").unwrap();
     assert!(b1.stream.read(&mut [0]).is_err(), "it is removed, and answers");
+    net.until("its flows are gone", || !flows_to(&net).contains("10.78.0.11"));
+    assert!(flows_to(&net).contains("10.78.0.12"));
     net.reload(&web(&BOTH));
     await_backends(&net, &["b1", "b2"]);
     b2.echo(1000);

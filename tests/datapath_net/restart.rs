@@ -43,6 +43,13 @@ fn after_a_kill_there_is_silence() {
     let mut net = net();
     let client = net.node("client");
     connect(&client, VIP, PATIENCE).unwrap();
+    // Neither the loss of the address nor of its hardware address may be what keeps it silent.
+    let relay = net.node("relay");
+    let link = relay.ip("-br link show dev front").unwrap().stdout;
+    let link = String::from_utf8_lossy(&link).into_owned();
+    let mac = link.split_whitespace().nth(2).unwrap();
+    client.ip(&format!("neigh replace 10.77.0.100 lladdr {mac} dev front nud permanent")).unwrap();
+    relay.ip("addr add 10.77.0.100/32 dev lo").unwrap();
     net.end_relay(Signal::SIGKILL);
     // The lease is one second. From then on: no answer, least of all a refusal.
     std::thread::sleep(Duration::from_millis(1500));
