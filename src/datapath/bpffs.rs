@@ -46,9 +46,8 @@ pub fn other_layouts() -> io::Result<Vec<PathBuf>> {
     }
 }
 
-/// Mounts the bpffs, unless it is there, and makes the folder.
-pub fn prepare() -> io::Result<PathBuf> {
-    mount_bpffs()?;
+/// Makes the folder of this network namespace's pins.
+pub(super) fn prepare() -> io::Result<PathBuf> {
     let folder = folder()?;
     fs::create_dir_all(&folder)?;
     Ok(folder)

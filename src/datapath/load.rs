@@ -112,7 +112,13 @@ impl Loaded {
     /// Loads the datapath into the kernel, joined to what is pinned in this network namespace, and
     /// pins it.
     pub fn pinned(sizes: Sizes) -> Result<Self, Error> {
-        let folder = bpffs::prepare().map_err(Error::io(format!("mount {}", bpffs::ROOT)))?;
+        bpffs::mount_bpffs().map_err(Error::io(format!("mount {}", bpffs::ROOT)))?;
+        // Nothing is attached: the interfaces, and maybe the namespace, are not those that the
+        // pins were made for (a number of a namespace is given to another one once it is gone).
+        if attached_interfaces()?.is_empty() {
+            bpffs::remove().map_err(Error::io("remove pins that nothing uses"))?;
+        }
+        let folder = bpffs::prepare().map_err(Error::io("make a folder for the pins"))?;
         let others = bpffs::other_layouts().map_err(Error::io("look for pins"))?;
         if let Some(other) = others.first() {
             return Err(Error::OtherLayout(other.display().to_string()));
@@ -194,6 +200,14 @@ impl Loaded {
         builder.ifindex(ifindex as i32).replace(true).handle(TC_HANDLE).priority(TC_PRIORITY);
         builder.hook(TC_INGRESS)
     }
+}
+
+/// The interfaces of this network namespace that have our TC filter.
+pub fn attached_interfaces() -> Result<Vec<u32>, Error> {
+    let interfaces = nix::net::if_::if_nameindex()
+        .map_err(|error| Error::io("list the interfaces")(error.into()))?;
+    let interfaces = interfaces.iter().map(|interface| interface.index());
+    Ok(interfaces.filter(|&ifindex| is_attached(ifindex)).collect())
 }
 
 /// Whether an interface has our TC filter.

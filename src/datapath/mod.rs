@@ -120,13 +120,9 @@ impl Datapath {
 /// Takes the datapath off every interface of this network namespace and removes its pins, and so
 /// its flows.
 pub fn unload() -> Result<(), Error> {
-    let interfaces = nix::net::if_::if_nameindex()
-        .map_err(|error| Error::io("list the interfaces")(error.into()))?;
-    for interface in &interfaces {
-        if load::is_attached(interface.index()) {
-            load::detach_tc(interface.index())?;
-            tracing::info!(interface = ?interface.name(), "datapath detached");
-        }
+    for ifindex in load::attached_interfaces()? {
+        load::detach_tc(ifindex)?;
+        tracing::info!(ifindex, "datapath detached");
     }
     bpffs::remove().map_err(Error::io("remove the pins"))
 }

@@ -18,9 +18,9 @@ use super::maps::Maps;
 use super::routes;
 use super::skeleton::types;
 use crate::maglev;
-use crate::pool::{Admin, Health, Pool};
+use crate::pool::{Admin, Health, Member, Pool};
 use crate::scheduler::{backend_key, mix};
-use crate::service::{Dsr, Mode, Protocol, Scheduler, Service, Source};
+use crate::service::{Backend, Dsr, Mode, Protocol, Scheduler, Service, Source};
 
 /// How long a half-open flow may take; the client's own tries take as long.
 const HALF_OPEN: Duration = Duration::from_secs(60);
@@ -165,7 +165,8 @@ impl Registry {
             let interface = interface.and_then(|vip| routes::interface_named(&vip.interface).ok());
             applied.interfaces.extend(interface);
             let mut entries = Vec::new();
-            for (member, state) in pool.members.iter().zip(states(pool)) {
+            let before = self.states_before(id, pool).map_err(write())?;
+            for (member, state) in pool.members.iter().zip(states(pool, &before)) {
                 let address = member.backend.address;
                 let ifindex = self.way_to(address.ip());
                 applied.interfaces.extend(ifindex);
@@ -215,6 +216,19 @@ impl Registry {
         let id = self.backend_numbers.take("backends")?;
         self.backends.insert((service, address), id);
         Ok(id)
+    }
+
+    /// What the kernel has of each member's state: of an earlier daemon, at the start.
+    fn states_before(&self, service: u32, pool: &Pool) -> BpfResult<Vec<types::backend_state>> {
+        let gone = types::backend_state::BACKEND_GONE;
+        let state = |backend: &Backend| match self.backends.get(&(service, backend.address)) {
+            Some(id) => {
+                let record = self.maps.backend_table.find(id)?;
+                Ok(record.map_or(gone, |record| types::backend_state(record.state.into())))
+            }
+            None => Ok(gone),
+        };
+        pool.service.backends.iter().map(state).collect()
     }
 
     /// The number of a server, in the kernel's map from then on.
@@ -356,17 +370,27 @@ impl Registry {
 }
 
 /// What each member of a pool may get. One that is down keeps its flows, since it may be up for
-/// them; one not probed yet gets new ones only where none is up.
-fn states(pool: &Pool) -> Vec<types::backend_state> {
-    let enabled = |admin| admin == Admin::Enabled;
-    let any_up = pool.members.iter().any(|m| enabled(m.admin()) && m.health() == Health::Up);
-    let state = |admin, health| match (admin, health) {
+/// them. One not probed yet goes on as it was `before`, in an earlier daemon's time; where none is
+/// up, all of those get flows.
+fn states(pool: &Pool, before: &[types::backend_state]) -> Vec<types::backend_state> {
+    let up = types::backend_state::BACKEND_UP;
+    let drained = types::backend_state::BACKEND_DRAINED;
+    let state = |member: &Member, before| match (member.admin(), member.health()) {
         (Admin::Disabled, _) => types::backend_state::BACKEND_DOWN,
-        (Admin::Enabled, Health::Up) => types::backend_state::BACKEND_UP,
-        (Admin::Enabled, Health::Unknown) if !any_up => types::backend_state::BACKEND_UP,
-        (Admin::Enabled | Admin::Drained, _) => types::backend_state::BACKEND_DRAINED,
+        (Admin::Enabled, Health::Up) => up,
+        (Admin::Enabled, Health::Unknown) if before == up => up,
+        (Admin::Enabled | Admin::Drained, _) => drained,
     };
-    pool.members.iter().map(|member| state(member.admin(), member.health())).collect()
+    let mut states: Vec<_> =
+        pool.members.iter().zip(before).map(|(member, before)| state(member, *before)).collect();
+    if !states.contains(&up) {
+        for (state, member) in states.iter_mut().zip(&pool.members) {
+            if member.admin() == Admin::Enabled && member.health() == Health::Unknown {
+                *state = up;
+            }
+        }
+    }
+    states
 }
 
 /// The address that packets to a backend come from: the VIP in the backend's own network, or the
@@ -423,5 +447,84 @@ fn protocol(number: u8) -> Option<Protocol> {
         libc::IPPROTO_TCP => Some(Protocol::Tcp),
         libc::IPPROTO_UDP => Some(Protocol::Udp),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::{Limits, ProxyProtocol};
+
+    const UP: types::backend_state = types::backend_state::BACKEND_UP;
+    const DRAINED: types::backend_state = types::backend_state::BACKEND_DRAINED;
+    const DOWN: types::backend_state = types::backend_state::BACKEND_DOWN;
+    const GONE: types::backend_state = types::backend_state::BACKEND_GONE;
+
+    fn pool(members: &[(Admin, Health)]) -> Pool {
+        let backend = |n: usize| Backend {
+            name: format!("b{n}"),
+            address: SocketAddr::from(([10, 78, 0, n as u8], 80)),
+            weight: 1,
+            max_connections: 1,
+        };
+        let service = Service {
+            name: "web".into(),
+            listen: "10.77.0.100:80".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            mode: Mode::Passthrough { source: Source::Vip },
+            scheduler: Scheduler::Maglev,
+            backends: (0..members.len()).map(backend).collect(),
+            check: None,
+            limits: Limits {
+                max_connections: 1,
+                max_connections_per_source: 1,
+                connect_timeout: Duration::ZERO,
+                connect_retries: 0,
+                idle_timeout: Duration::ZERO,
+                half_close_timeout: Duration::ZERO,
+            },
+            proxy_protocol: ProxyProtocol::Off,
+        };
+        let pool = Pool::new(Arc::new(service));
+        for (member, (admin, health)) in pool.members.iter().zip(members) {
+            member.set_admin(*admin);
+            member.set_health(*health, "test");
+        }
+        pool
+    }
+
+    #[test]
+    fn the_state_follows_the_operator_and_the_checks() {
+        use {Admin::*, Health::*};
+        let members = [
+            (Enabled, Up),
+            (Enabled, Down),
+            (Enabled, Unknown),
+            (Enabled, Unknown),
+            (Drained, Up),
+            (Disabled, Up),
+        ];
+        let before = [GONE, UP, UP, DRAINED, UP, UP];
+        let states = states(&pool(&members), &before);
+        assert_eq!(states, [UP, DRAINED, UP, DRAINED, DRAINED, DOWN]);
+    }
+
+    #[test]
+    fn where_none_is_up_those_not_probed_yet_are_tried() {
+        use {Admin::*, Health::*};
+        let members =
+            [(Enabled, Down), (Enabled, Unknown), (Drained, Unknown), (Disabled, Unknown)];
+        let states = states(&pool(&members), &[GONE; 4]);
+        assert_eq!(states, [DRAINED, UP, DRAINED, DOWN]);
+    }
+
+    #[test]
+    fn numbers_come_round_and_run_out() {
+        let mut numbers = Numbers::after(HashSet::from([2]), 2, 5);
+        let taken: Vec<_> = (0..3).map(|_| numbers.take("things").unwrap()).collect();
+        assert_eq!(taken, [3, 4, 1]);
+        assert!(matches!(numbers.take("things"), Err(Error::Full { what: "things", most: 4 })));
+        numbers.used.remove(&3);
+        assert_eq!(numbers.take("things").unwrap(), 3);
     }
 }

@@ -159,6 +159,20 @@ impl Kernel {
         (output.return_value, data)
     }
 
+    /// How long the TC hook takes for a packet, the mean of `repeat` runs on what the run before
+    /// left.
+    pub(crate) fn time(&self, bytes: &[u8], repeat: u32) -> std::time::Duration {
+        let input = ProgramInput { data_in: Some(bytes), repeat, ..Default::default() };
+        let output = self.loaded.tc().test_run(input).expect("the kernel takes the packet");
+        assert_ne!(output.return_value, SHOT, "dropped on the way");
+        output.duration
+    }
+
+    /// What a flow that has just been seen has.
+    pub(crate) fn jiffies_at_start(&self) -> u32 {
+        self.jiffies() as u32
+    }
+
     /// The same for bytes that may be no packet.
     pub(crate) fn fate_of_bytes(&self, bytes: &[u8]) -> Fate {
         let before = self.all_drops();

@@ -2,7 +2,24 @@
 
 mod bad;
 mod collect;
+mod cost;
 mod flows;
 mod golden;
 mod kernel;
 mod packet;
+
+#[test]
+fn every_drop_reason_is_explained() {
+    let (header, docs) =
+        (include_str!("../../src/datapath/bpf/counters.h"), include_str!("../../docs/counters.md"));
+    let list = header.split_once("enum drop_reason {").unwrap().1.split_once('}').unwrap().0;
+    let names: Vec<_> = list
+        .split(',')
+        .filter_map(|name| name.split('=').next()?.trim().strip_prefix("DROP_"))
+        .filter(|name| *name != "REASONS")
+        .collect();
+    assert!(names.len() > 15, "{names:?}");
+    for name in names {
+        assert!(docs.contains(&format!("| `{name}` |")), "docs/counters.md has no {name}");
+    }
+}

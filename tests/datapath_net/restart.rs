@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use libbpf_rs::{MapCore as _, MapHandle};
 use nix::sys::signal::Signal;
 
 use crate::net::{Net, PATIENCE, service};
@@ -72,4 +73,26 @@ fn unload_leaves_nothing() {
             filters.args(["filter", "show", "dev", interface, "ingress"]).output().unwrap();
         assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
     }
+}
+
+#[test]
+fn pins_that_nothing_uses_are_not_taken_over() {
+    let mut net = net();
+    let client = net.node("client");
+    let session = connect(&client, VIP, PATIENCE).unwrap();
+    let flows = |net: &Net| {
+        let map = MapHandle::from_pinned_path(net.pins().join("flows")).unwrap();
+        map.keys().count()
+    };
+    assert_eq!(flows(&net), 1);
+    net.end_relay(Signal::SIGKILL);
+    // As if the interfaces, or all of the namespace, were new.
+    for interface in ["front", "back"] {
+        let mut tc = net.node("relay").command("tc");
+        assert!(tc.args(["qdisc", "del", "dev", interface, "clsact"]).status().unwrap().success());
+    }
+    net.start_relay(&web());
+    assert_eq!(flows(&net), 0);
+    connect(&client, VIP, PATIENCE).unwrap().echo(10);
+    drop(session);
 }
