@@ -186,6 +186,11 @@ impl Loaded {
         &self.skeleton.progs.baton_tc
     }
 
+    /// The XDP program, the same.
+    pub fn xdp(&self) -> &libbpf_rs::ProgramMut<'static> {
+        &self.skeleton.progs.baton_xdp
+    }
+
     /// Attaches the TC hook to an interface, in the place of the one that is there, if any: no
     /// packet goes by in between.
     pub fn attach_tc(&self, ifindex: u32) -> Result<(), Error> {

@@ -10,15 +10,15 @@ use baton::datapath::skeleton::types::forward_mode;
 use crate::kernel::{Kernel, TCP, UDP};
 use crate::packet::{ACK, FIN, Packet, SYN, Transport};
 
-struct Lab {
-    name: &'static str,
-    client: &'static str,
-    vip: &'static str,
-    nat: &'static str,
-    backend: &'static str,
+pub(crate) struct Lab {
+    pub(crate) name: &'static str,
+    pub(crate) client: &'static str,
+    pub(crate) vip: &'static str,
+    pub(crate) nat: &'static str,
+    pub(crate) backend: &'static str,
 }
 
-const LABS: [Lab; 2] = [
+pub(crate) const LABS: [Lab; 2] = [
     Lab {
         name: "IPv4",
         client: "10.77.0.10:40000",
@@ -35,7 +35,7 @@ const LABS: [Lab; 2] = [
     },
 ];
 
-const MODES: [(&str, forward_mode); 3] = [
+pub(crate) const MODES: [(&str, forward_mode); 3] = [
     ("passthrough/vip", forward_mode::MODE_NAT),
     ("passthrough/client", forward_mode::MODE_DNAT),
     ("dsr/l2", forward_mode::MODE_DSR_L2),
@@ -76,7 +76,7 @@ fn packets_come_out_byte_by_byte() {
 
 /// A client's first packets and the backend's answers, each made from what came out before, sent
 /// through `kernel` once to find out where the backend answers to.
-fn conversation(
+pub(crate) fn conversation(
     lab: &Lab,
     protocol: u8,
     mode: forward_mode,

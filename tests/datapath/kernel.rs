@@ -173,6 +173,24 @@ impl Kernel {
         self.jiffies() as u32
     }
 
+    /// What the XDP hook does with bytes that come by an interface of this thread's namespace: its
+    /// verdict and the bytes after it.
+    pub(crate) fn run_xdp(&self, bytes: &[u8], ifindex: u32) -> (u32, Vec<u8>) {
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        let context = [0, bytes.len() as u32, 0, ifindex, 0, 0];
+        let mut context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut out = vec![0; bytes.len() + 256];
+        let input = ProgramInput {
+            context_in: Some(&mut context),
+            data_in: Some(bytes),
+            data_out: Some(&mut out),
+            ..Default::default()
+        };
+        let output = self.loaded.xdp().test_run(input).expect("the kernel takes the frame");
+        let data = output.data.map(|data| data.to_vec()).unwrap_or_default();
+        (output.return_value, data)
+    }
+
     /// The same for bytes that may be no packet.
     pub(crate) fn fate_of_bytes(&self, bytes: &[u8]) -> Fate {
         let before = self.all_drops();

@@ -7,6 +7,7 @@ mod flows;
 mod golden;
 mod kernel;
 mod packet;
+mod xdp;
 
 #[test]
 fn every_drop_reason_is_explained() {

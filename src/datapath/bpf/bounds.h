@@ -22,9 +22,7 @@
 #define PORTS (65536 - FIRST_PORT)
 /* IPv6 extension headers that are looked at. */
 #define EXTENSION_HEADERS 6
-/* VLAN tags that are looked at. */
-#define VLAN_TAGS 2
-/* Bytes that must be in the linear part: Ethernet, two tags, IPv6 with some extension headers, TCP. */
+/* Bytes that must be in the linear part: Ethernet, IPv6 with some extension headers, TCP. */
 #define PULL_BYTES 192
 
 /* Flows; the loader sets the size from `datapath.flows`. */

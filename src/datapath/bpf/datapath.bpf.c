@@ -26,6 +26,7 @@
 
 #include "core.h"
 #include "tc.h"
+#include "xdp.h"
 
 #include "collect.h"
 

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Ethernet, VLAN tags, IPv4 with options, IPv6 with extension headers, TCP, UDP: from bytes to a
+ * Ethernet, IPv4 with options, IPv6 with extension headers, TCP, UDP: from bytes to a
  * `struct packet`. It reads only, and knows neither the hook nor any map but the drop counters.
+ *
+ * Tagged frames are passed: they are for the VLAN's own interface, which has a hook of its own if
+ * it needs one, and where they come without their tag.
  *
  * What is no IP, or IP that is neither TCP nor UDP, is `VERDICT_PASS`. What claims to be and is
  * broken is marked (`broken`) and not dropped here: whether it concerns us shows later, and other
@@ -66,11 +69,6 @@ struct packet {
 /* Offsets stay below these, which the verifier must see again wherever they are used. */
 #define L3_MASK 0x3f
 #define L4_MASK 0x1ff
-
-struct vlan {
-	__be16 tag;
-	__be16 next;
-};
 
 struct extension {
 	__u8 next;
@@ -274,23 +272,11 @@ static __always_inline int parse(void *data, void *end, __u32 size, struct packe
 {
 	struct ethhdr *ethernet = data;
 	__u32 offset = sizeof(*ethernet);
-	__be16 next;
 
 	if ((void *)(ethernet + 1) > end)
 		return VERDICT_PASS;
-	next = ethernet->h_proto;
-	for (int i = 0; i < VLAN_TAGS; i++) {
-		struct vlan *vlan = data + offset;
-
-		if (next != bpf_htons(ETH_P_8021Q) && next != bpf_htons(ETH_P_8021AD))
-			break;
-		if ((void *)(vlan + 1) > end)
-			return VERDICT_PASS;
-		next = vlan->next;
-		offset += sizeof(*vlan);
-	}
 	packet->l3 = offset;
-	packet->family = bpf_ntohs(next);
+	packet->family = bpf_ntohs(ethernet->h_proto);
 	if (packet->family == ETH_P_IP)
 		return parse_ipv4(data, end, packet, size - offset);
 	if (packet->family == ETH_P_IPV6)

@@ -13,6 +13,9 @@
 #define BPF_F_IPV6 (1ULL << 7)
 #endif
 
+/* Of a tag's 16 bits. */
+#define VLAN_ID 0x0fff
+
 /* The transport checksum follows the change. The kernel's helper knows whether it is partial (then
  * it holds the pseudo-header's sum alone, and ports do not matter) or complete. */
 static __always_inline int tc_checksum(struct __sk_buff *skb, const struct packet *packet,
@@ -55,6 +58,9 @@ static __always_inline int tc_forward(struct __sk_buff *skb, const struct packet
 {
 	struct change change = {};
 
+	/* Of VLAN 0, which is a priority and no VLAN; it would be taken along to the other side. */
+	if (skb->vlan_present)
+		bpf_skb_vlan_pop(skb);
 	if (!plan->ifindex) {
 		drop(DROP_NO_ROUTE);
 		return TC_ACT_SHOT;
@@ -84,6 +90,9 @@ int baton_tc(struct __sk_buff *skb)
 	struct plan plan = {};
 	__u32 linear = skb->data_end - skb->data;
 
+	/* The kernel has taken the tag out before it calls us. */
+	if (skb->vlan_present && skb->vlan_tci & VLAN_ID)
+		return TC_ACT_UNSPEC;
 	if (linear < PULL_BYTES && linear < skb->len)
 		bpf_skb_pull_data(skb, skb->len < PULL_BYTES ? skb->len : PULL_BYTES);
 	switch (decide((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, &packet,
