@@ -126,14 +126,11 @@ static __always_inline int decide(void *data, void *end, __u32 size, struct pack
 	packet->now = now;
 	if (parse(data, end, size, packet) != GO_ON)
 		return pass_or_drop(packet, closed);
-	/* Its ports are not known, or not to be believed: is it one of ours at all? */
-	if (packet->broken || packet->fragment == FRAGMENT_LATER) {
-		if (!address_use(&packet->destination))
-			return VERDICT_PASS;
-		verdict = packet->broken ? drop(packet->broken - 1) : join_fragment(packet);
-		if (verdict != GO_ON)
-			return verdict;
-	}
+	/* Its ports are not to be believed: is it for an address of ours at all? */
+	if (packet->broken)
+		return address_use(&packet->destination) ? drop(packet->broken - 1) : VERDICT_PASS;
+	if (packet->fragment == FRAGMENT_LATER && join_fragment(packet) != GO_ON)
+		return pass_or_drop(packet, closed);
 	service = find_service(packet, &service_id);
 	if (service && service->mode != MODE_PROXY) {
 		if (closed)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Fragments: later ones have no ports, so they follow what the first one chose. Until that is
- * built they are dropped and counted. A first fragment goes its way like a whole packet.
+ * Fragments: later ones have no ports, so they have to follow what the first one chose. Until that
+ * is built they go up the stack, which needs them for proxy services and, without a first one,
+ * forgets them silently. A first fragment goes its way like a whole packet.
  */
 #pragma once
 
@@ -11,7 +12,6 @@
 /* Gives a later fragment the ports of its first. */
 static __always_inline int join_fragment(struct packet *packet)
 {
-	if (packet->fragment == FRAGMENT_LATER)
-		return drop(DROP_FRAGMENT);
-	return GO_ON;
+	(void)packet;
+	return VERDICT_PASS;
 }
