@@ -16,6 +16,10 @@ const SLICE: u32 = 4096;
 const BREATH: Duration = Duration::from_millis(1);
 /// Between the end of one walk and the next.
 const PAUSE: Duration = Duration::from_secs(2);
+/// The same when the table is getting full.
+const SHORT_PAUSE: Duration = Duration::from_millis(200);
+/// The table is getting full from here on, in quarters; closed flows make room sooner then.
+const FULL_QUARTERS: usize = 3;
 /// Flows that one run of the program looks at: `SWEEP` in bounds.h.
 const SWEEP: usize = size_of::<types::sweep>() / size_of::<types::flow_key>();
 
@@ -34,19 +38,18 @@ struct Shared {
 }
 
 impl Collector {
-    /// Starts it. Flows without a packet from their client for `youngest` jiffies are looked at;
-    /// it must be the shortest of all timeouts.
-    pub(super) fn start(loaded: Loaded, maps: Arc<Maps>, youngest: u32) -> std::io::Result<Self> {
+    /// Starts it.
+    pub(super) fn start(loaded: Loaded, maps: Arc<Maps>, ages: Ages) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let theirs = Arc::clone(&shared);
         let thread =
             std::thread::Builder::new().name("baton-collect".to_owned()).spawn(move || {
-                let walk = Walk { loaded, maps, youngest, shared: theirs };
+                let mut walk = Walk { loaded, maps, ages, full: false, shared: theirs };
                 while !walk.stopped() {
                     if let Err(error) = walk.once() {
                         tracing::warn!(%error, "can't collect old flows; trying again");
                     }
-                    std::thread::park_timeout(PAUSE);
+                    std::thread::park_timeout(if walk.full { SHORT_PAUSE } else { PAUSE });
                 }
             })?;
         Ok(Self { shared, thread: Some(thread) })
@@ -76,11 +79,22 @@ impl Drop for Collector {
     }
 }
 
+/// How long the client of a flow must have been silent for the flow to be looked at, in jiffies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ages {
+    /// The shortest of all timeouts.
+    pub(super) usual: u32,
+    /// When the table is getting full: what closed flows are kept then.
+    pub(super) hurried: u32,
+}
+
 /// What the thread works with.
 struct Walk {
     loaded: Loaded,
     maps: Arc<Maps>,
-    youngest: u32,
+    ages: Ages,
+    /// Whether the last walk found the table nearly full.
+    full: bool,
     shared: Arc<Shared>,
 }
 
@@ -90,19 +104,22 @@ impl Walk {
     }
 
     /// One walk through the table.
-    fn once(&self) -> Result<(), Error> {
+    fn once(&mut self) -> Result<(), Error> {
+        let youngest = if self.full { self.ages.hurried } else { self.ages.usual };
+        let mut count = 0;
         let all = self.shared.all.swap(false, Ordering::Relaxed);
         let now = self.loaded.jiffies()? as u32;
         let mut old = Vec::with_capacity(SWEEP);
         let flows = self.maps.flows.slices(SLICE).map_err(Error::bpf("read the flows"))?;
         for (nth, (key, flow)) in flows.enumerate() {
             let age = now.wrapping_sub(flow.seen) as i32;
-            if all || age >= self.youngest as i32 {
+            if all || age >= youngest as i32 {
                 old.push(key);
             }
             if old.len() == SWEEP {
                 self.hand_over(&mut old)?;
             }
+            count = nth + 1;
             if nth % SLICE as usize == SLICE as usize - 1 {
                 std::thread::sleep(BREATH);
                 if self.stopped() {
@@ -110,6 +127,11 @@ impl Walk {
                 }
             }
         }
+        let full = count * 4 >= self.maps.flows.capacity() as usize * FULL_QUARTERS;
+        if full && !self.full {
+            tracing::warn!(flows = count, "the flow table is getting full; raise datapath.flows");
+        }
+        self.full = full;
         self.hand_over(&mut old)
     }
 
@@ -118,7 +140,11 @@ impl Walk {
         if old.is_empty() {
             return Ok(());
         }
-        let mut sweep = types::sweep { count: old.len() as u32, ..Default::default() };
+        let mut sweep = types::sweep {
+            count: old.len() as u32,
+            closed_timeout: if self.full { self.ages.hurried } else { 0 },
+            ..Default::default()
+        };
         sweep.keys[..old.len()].copy_from_slice(old);
         old.clear();
         self.maps.sweep.set(&0, &sweep).map_err(Error::bpf("write the sweep"))?;

@@ -29,7 +29,7 @@ use std::time::Duration;
 use baton_ha::config::Vip;
 
 use self::clock::Clock;
-use self::collector::Collector;
+use self::collector::{Ages, Collector};
 use self::gate::Gate;
 use self::load::{Error, Loaded, Sizes};
 use self::maps::Maps;
@@ -67,8 +67,11 @@ impl Datapath {
         let maps = Arc::new(loaded.maps()?);
         let registry = Registry::read(Arc::clone(&maps), clock)
             .map_err(Error::bpf("read the datapath's tables"))?;
-        let youngest = clock.timeout(registry::CLOSED);
-        let collector = Collector::start(loaded.clone(), Arc::clone(&maps), youngest)
+        let ages = Ages {
+            usual: clock.timeout(registry::CLOSED),
+            hurried: clock.timeout(registry::CLOSED_HURRIED),
+        };
+        let collector = Collector::start(loaded.clone(), Arc::clone(&maps), ages)
             .map_err(Error::io("start the collector"))?;
         let datapath = Self {
             gate: loaded.gate()?,

@@ -47,7 +47,7 @@ records! {
     reply = 32,
     half_reply = 36,
     traffic = 48,
-    sweep = 5128,
+    sweep = 5136,
     clock = 16,
 }
 

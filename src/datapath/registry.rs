@@ -26,6 +26,8 @@ use crate::service::{Backend, Dsr, Mode, Protocol, Scheduler, Service, Source};
 const HALF_OPEN: Duration = Duration::from_secs(60);
 /// How long a flow that is closed or reset is kept, for what is still on its way.
 pub(super) const CLOSED: Duration = Duration::from_secs(10);
+/// The same when the flow table is getting full.
+pub(super) const CLOSED_HURRIED: Duration = Duration::from_secs(1);
 /// As in bounds.h; id 0 is no backend.
 const BACKENDS: u32 = 16384;
 const SERVICES: u32 = 1024;

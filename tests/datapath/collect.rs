@@ -34,7 +34,12 @@ impl Kernel {
 
     /// Has the collector look at the flow; whether it is there still, in both directions.
     fn survives(&self) -> bool {
-        let mut sweep = types::sweep { count: 1, ..Default::default() };
+        self.survives_hurry(0)
+    }
+
+    /// The same while the table is getting full.
+    fn survives_hurry(&self, closed_timeout: u32) -> bool {
+        let mut sweep = types::sweep { count: 1, closed_timeout, ..Default::default() };
         sweep.keys[0] = self.flows()[0].0;
         self.maps.sweep.set(&0, &sweep).unwrap();
         self.collect();
@@ -108,4 +113,19 @@ fn flows_of_a_backend_that_has_gone_go_too() {
     }
     kernel.set_state(backend, backend_state::BACKEND_GONE);
     assert!(!kernel.survives());
+}
+
+#[test]
+fn when_the_table_is_getting_full_closed_flows_make_room_and_no_other() {
+    let (kernel, ..) = with_a_flow();
+    kernel.age(50, 50);
+    assert!(kernel.survives_hurry(20), "established");
+    kernel.sent(&Packet::tcp(CLIENT, VIP, FIN | ACK, 1001, 5001));
+    kernel.age(50, 50);
+    assert!(kernel.survives_hurry(20), "closed in one direction");
+    kernel.sent(&Packet::tcp(CLIENT, VIP, RST, 1001, 0));
+    kernel.age(50, 50);
+    assert!(kernel.survives_hurry(60));
+    assert!(kernel.survives_hurry(0));
+    assert!(!kernel.survives_hurry(20));
 }

@@ -13,6 +13,10 @@ struct sweep {
 	__u32 count;
 	/* Out: how many were removed. */
 	__u32 removed;
+	/* In: how many jiffies closed flows are kept at most, since the table is getting full; 0: as
+	 * their service says. */
+	__u32 closed_timeout;
+	__u32 pad;
 	struct flow_key keys[SWEEP];
 };
 
@@ -36,7 +40,7 @@ static long collect_one(__u32 nth, void *data)
 	struct service *service;
 	struct backend *backend;
 	struct reply *reply = NULL;
-	__u32 service_id, backend_id, age;
+	__u32 service_id, backend_id, age, timeout;
 	__u8 flags = 0;
 
 	if (nth >= SWEEP)
@@ -66,8 +70,11 @@ static long collect_one(__u32 nth, void *data)
 			age = reply_age;
 		flags = reply->flags;
 	}
-	if (backend->state != BACKEND_GONE &&
-	    ((__s32)age < 0 || age < timeout_of(service, flow.flags, flags)))
+	timeout = timeout_of(service, flow.flags, flags);
+	if (flow_is_closed(flow.flags, flags) && context->sweep->closed_timeout &&
+	    context->sweep->closed_timeout < timeout)
+		timeout = context->sweep->closed_timeout;
+	if (backend->state != BACKEND_GONE && ((__s32)age < 0 || age < timeout))
 		return 0;
 	remove_flow(&key, &flow, service);
 	context->sweep->removed++;

@@ -80,19 +80,19 @@ static __always_inline struct reply_key reply_key_of(const struct flow_key *key,
 	return reply;
 }
 
-static __always_inline __u32 timeout_of(const struct service *service, __u8 in, __u8 out)
-{
-	if ((in | out) & FLOW_RST || (in & out & FLOW_FIN))
-		return service->closed_timeout;
-	if ((in | out) & FLOW_FIN)
-		return service->half_close_timeout;
-	return service->idle_timeout;
-}
-
 /* Whether a flow has ended and may make room for a new one: reset, or closed from both ends. */
 static __always_inline int flow_is_closed(__u8 in, __u8 out)
 {
 	return ((in | out) & FLOW_RST) || (in & out & FLOW_FIN);
+}
+
+static __always_inline __u32 timeout_of(const struct service *service, __u8 in, __u8 out)
+{
+	if (flow_is_closed(in, out))
+		return service->closed_timeout;
+	if ((in | out) & FLOW_FIN)
+		return service->half_close_timeout;
+	return service->idle_timeout;
 }
 
 static __always_inline int is_syn(struct packet *packet)
