@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
  * Hashes that every node must compute alike, whatever its byte order: the same flow chooses the
- * same backend and tries the same port first. src/datapath/hash.rs is the same in Rust.
+ * same backend and tries the same port first.
  */
 #pragma once
 
