@@ -352,9 +352,9 @@ pub struct DrillArgs {
 pub enum DrillMode {
     /// Connections are terminated on the relay.
     Proxy,
-    /// Packets are rewritten in the kernel (comes with the kernel datapath).
+    /// Packets are rewritten in the kernel (not in drills yet).
     Passthrough,
-    /// Replies go straight to the client (comes with the kernel datapath).
+    /// Replies go straight to the client (not in drills yet).
     Dsr,
 }
 
@@ -391,7 +391,7 @@ impl DrillArgs {
 
     fn impossible(&self) -> Option<String> {
         if let DrillMode::Passthrough | DrillMode::Dsr = self.mode {
-            return Some("this mode comes with the kernel datapath: write --mode proxy".into());
+            return Some("drills know the proxy mode only, until flows are replicated: write --mode proxy".into());
         }
         if self.relays == Software::Keepalived && self.fault.is_command() {
             let fault = self.fault.name();
