@@ -391,7 +391,10 @@ impl DrillArgs {
 
     fn impossible(&self) -> Option<String> {
         if let DrillMode::Passthrough | DrillMode::Dsr = self.mode {
-            return Some("drills know the proxy mode only, until flows are replicated: write --mode proxy".into());
+            return Some(
+                "drills know the proxy mode only, until flows are replicated: write --mode proxy"
+                    .into(),
+            );
         }
         if self.relays == Software::Keepalived && self.fault.is_command() {
             let fault = self.fault.name();
