@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{self, Reply, Request};
+use crate::datapath::counters::Counters;
 use crate::guard;
 use crate::lab;
 use crate::pool::Admin;
@@ -157,6 +158,19 @@ enum Command {
     /// when no `baton run` is to follow, in the network namespace where it ran.
     #[command(after_help = EXIT_CODES)]
     Unload,
+    /// Show what the datapath in the kernel has dropped, and why, and its traffic.
+    ///
+    /// Read from the kernel, so it works without a daemon too; in the network namespace where
+    /// `baton run` runs or ran. docs/counters.md explains each.
+    #[command(after_help = EXIT_CODES)]
+    Counters {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Show drop reasons that never came, too.
+        #[arg(long)]
+        all: bool,
+    },
     /// A relay pair with real SOCKS servers in network namespaces on this machine.
     #[command(subcommand)]
     Lab(lab::cli::LabCommand),
@@ -262,6 +276,7 @@ impl Command {
                 crate::datapath::unload()?;
                 print("the datapath is out of the kernel\n")?;
             }
+            Command::Counters { json, all } => counters(json, all)?,
             Command::Lab(lab) => return lab.run(),
             Command::Drill(drill) => return drill.run(),
         }
@@ -311,6 +326,19 @@ fn show_status(socket: &Path, json: bool) -> anyhow::Result<()> {
         return print(&format!("{value:#}\n"));
     }
     print(&serde_json::from_value::<Status>(value)?.render())
+}
+
+fn counters(json: bool, all: bool) -> anyhow::Result<()> {
+    let counters = Counters::read()?.ok_or_else(|| {
+        anyhow::anyhow!(
+            "no datapath is loaded in this network namespace: `baton run` loads it where a \
+             service is passthrough or dsr; run this in the same namespace"
+        )
+    })?;
+    if json {
+        return print(&format!("{:#}\n", serde_json::to_value(&counters)?));
+    }
+    print(&counters.render(all))
 }
 
 /// On a terminal each status replaces the one before; elsewhere they follow each other. A daemon

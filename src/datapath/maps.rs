@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
 
 use libbpf_rs::{ErrorExt as _, MapCore as _, MapFlags, MapHandle, MapMut, MapType};
 
@@ -22,6 +23,17 @@ impl<K: Record, V: Record> Table<K, V> {
         let map = MapHandle::try_from(map)?;
         debug_assert_eq!(map.key_size() as usize, size_of::<K>(), "{:?}", map.name());
         debug_assert_eq!(map.value_size() as usize, size_of::<V>(), "{:?}", map.name());
+        Ok(Self { map, types: PhantomData })
+    }
+
+    /// The same of a map that is pinned.
+    pub(super) fn pinned(path: &Path) -> libbpf_rs::Result<Self> {
+        let map = MapHandle::from_pinned_path(path)?;
+        if (map.key_size() as usize, map.value_size() as usize) != (size_of::<K>(), size_of::<V>())
+        {
+            let wrong = format!("{} holds other records than expected", path.display());
+            return Err(std::io::Error::other(wrong).into());
+        }
         Ok(Self { map, types: PhantomData })
     }
 

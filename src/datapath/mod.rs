@@ -7,13 +7,14 @@
 //! * `skeleton`, `record`, `maps`: what libbpf-cargo generates, its types as bytes, the maps typed.
 //! * `registry`: pools → services, backends, schedules, under lasting numbers; `routes`.
 //! * `gate`, `clock`: the lease that the kernel enforces, and the jiffies that it is timed by.
-//! * `collector`: flows that are over.
+//! * `collector`: flows that are over. `counters`: what was counted, read from the pins.
 //!
 //! Once it is attached, packets never pass through here.
 
 pub mod bpffs;
 pub mod clock;
 pub mod collector;
+pub mod counters;
 pub mod gate;
 pub mod load;
 pub mod maps;

@@ -29,8 +29,8 @@ pub(super) const CLOSED: Duration = Duration::from_secs(10);
 /// The same when the flow table is getting full.
 pub(super) const CLOSED_HURRIED: Duration = Duration::from_secs(1);
 /// As in bounds.h; id 0 is no backend.
-const BACKENDS: u32 = 16384;
-const SERVICES: u32 = 1024;
+pub(super) const BACKENDS: u32 = 16384;
+pub(super) const SERVICES: u32 = 1024;
 
 /// A service by what makes it the same one.
 type ServiceName = (SocketAddr, Protocol);
@@ -433,7 +433,7 @@ fn service_key(listen: SocketAddr, protocol: Protocol) -> types::service_key {
     }
 }
 
-fn socket(address: types::address, port: u16) -> SocketAddr {
+pub(super) fn socket(address: types::address, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), u16::from_be(port))
 }
 
@@ -444,7 +444,7 @@ fn number(protocol: Protocol) -> u8 {
     }
 }
 
-fn protocol(number: u8) -> Option<Protocol> {
+pub(super) fn protocol(number: u8) -> Option<Protocol> {
     match i32::from(number) {
         libc::IPPROTO_TCP => Some(Protocol::Tcp),
         libc::IPPROTO_UDP => Some(Protocol::Udp),

@@ -2,6 +2,7 @@
 //! `baton run`, two backends, a switch that routes between them.
 
 mod backends;
+mod counters;
 mod modes;
 mod net;
 mod restart;

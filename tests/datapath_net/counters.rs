@@ -1,0 +1,87 @@
+//! What was counted shows, with a daemon and without.
+
+use std::process::Output;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::net::{Net, PATIENCE, service};
+use crate::server::{connect, serve};
+
+const VIP: &str = "10.77.0.100:80";
+
+fn counters(net: &Net, args: &[&str]) -> Output {
+    let mut command = net.node("relay").command(env!("CARGO_BIN_EXE_baton"));
+    command.arg("counters").args(args).output().unwrap()
+}
+
+fn text(net: &Net, args: &[&str]) -> String {
+    let output = counters(net, args);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(net: &Net) -> Value {
+    serde_json::from_str(&text(net, &["--json"])).unwrap()
+}
+
+#[test]
+fn counters_show_traffic_and_drops_with_a_daemon_and_without() {
+    let mut net = Net::new();
+    let none = counters(&net, &[]);
+    assert_eq!(none.status.code(), Some(1));
+    let why = String::from_utf8_lossy(&none.stderr);
+    assert!(why.contains("no datapath is loaded in this network namespace"), "{why}");
+
+    let b1 = net.node("b1");
+    serve(&b1, "b1", "10.78.0.11:8080");
+    let how = "mode = \"passthrough\"";
+    net.start_relay(&service("web", "front4", 80, how, &[("b1", "10.78.0.11:8080")]));
+    let client = net.node("client");
+    let mut session = connect(&client, VIP, PATIENCE).unwrap();
+    session.echo(100_000);
+    // Something from the backend's port that belongs to no flow.
+    let stray = b1.enter(|| std::net::UdpSocket::bind("10.78.0.11:9999").unwrap()).unwrap();
+    let udp = service(
+        "dns",
+        "front4",
+        53,
+        &format!("{how}\nprotocol = \"udp\""),
+        &[("b1", "10.78.0.11:9999")],
+    );
+    net.reload(&(service("web", "front4", 80, how, &[("b1", "10.78.0.11:8080")]) + &udp));
+    net.until("a packet of no flow is counted", || {
+        stray.send_to(b"stray", "10.78.0.100:4000").unwrap();
+        json(&net)["drops"]["REPLY_NO_FLOW"].as_u64().unwrap() > 0
+    });
+
+    let before = json(&net);
+    let web = before["services"].as_array().unwrap().iter();
+    let web = web.clone().find(|service| service["listen"] == VIP).unwrap();
+    let b1 = &web["backends"][0];
+    assert_eq!(b1["address"], "10.78.0.11:8080");
+    for of in [web, b1] {
+        assert_eq!(of["flows_begun"], 1, "{before:#}");
+        assert_eq!(of["flows_established"], 1, "{before:#}");
+        for direction in ["bytes_in", "bytes_out"] {
+            assert!(of[direction].as_u64().unwrap() > 100_000, "{before:#}");
+        }
+        assert!(of["packets_in"].as_u64().unwrap() > 1, "{before:#}");
+    }
+    assert_eq!(before["drops"]["NO_BACKEND"], 0);
+
+    let shown = text(&net, &[]);
+    assert!(shown.contains("REPLY_NO_FLOW") && !shown.contains("BAD_CHECKSUM"), "{shown}");
+    assert!(
+        shown.contains("10.77.0.100:80/tcp") && shown.contains("10.77.0.100:53/udp"),
+        "{shown}"
+    );
+    assert!(text(&net, &["--all"]).contains("BAD_CHECKSUM"));
+
+    net.end_relay(Signal::SIGKILL);
+    let after = json(&net);
+    assert!(after["drops"]["REPLY_NO_FLOW"].as_u64() >= before["drops"]["REPLY_NO_FLOW"].as_u64());
+    assert!(text(&net, &[]).contains("10.78.0.11:8080"));
+    net.unload();
+    assert_eq!(counters(&net, &["--json"]).status.code(), Some(1));
+}
