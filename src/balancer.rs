@@ -34,7 +34,7 @@ use crate::health::Checks;
 use crate::pool::{Admin, Member, Pool};
 use crate::proxy::{self, Proxy};
 use crate::service::Service;
-use crate::status::{Election, ServiceStatus, Status};
+use crate::status::{DatapathStatus, Election, ServiceStatus, Status};
 
 /// What a command came to, for people and as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -294,12 +294,24 @@ impl Balancer {
     }
 
     async fn status(&self) -> Status {
+        // Before anything is locked: it may take a while, and nobody is to wait for it.
+        let report = self.datapath.get().and_then(|datapath| {
+            let report = tokio::task::block_in_place(|| datapath.report());
+            report.map_err(|error| tracing::warn!(%error, "can't read the datapath's state")).ok()
+        });
         let live = self.live.lock().await;
         let election = self
             .election
             .as_ref()
             .map(|(ha, handle)| Election::of(ha, &handle.view().borrow(), Instant::now()));
         let now = SystemTime::now();
+        let service = |pool: &Arc<Pool>| {
+            let mut service = ServiceStatus::of(pool, now);
+            if let Some(report) = &report {
+                service.add_kernel(report);
+            }
+            service
+        };
         Status {
             node: live.config.node.name.clone(),
             cluster: live.config.cluster.clone(),
@@ -307,7 +319,8 @@ impl Balancer {
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs_f64(),
             election,
-            services: live.pools.iter().map(|pool| ServiceStatus::of(pool, now)).collect(),
+            datapath: report.as_ref().map(DatapathStatus::of),
+            services: live.pools.iter().map(service).collect(),
         }
     }
 

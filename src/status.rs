@@ -16,6 +16,8 @@ use baton_ha::vrrp::Priority;
 use baton_ha::vrrp::router::{Reason, State};
 use serde::{Deserialize, Serialize};
 
+use crate::datapath::Report;
+use crate::datapath::counters::Traffic;
 use crate::pool::{Admin, Health, Member, Pool};
 use crate::service::{Mode, Protocol, Scheduler};
 use crate::table::Table;
@@ -35,8 +37,50 @@ pub struct Status {
     pub uptime_s: f64,
     /// The election; `None` for a node without VIPs.
     pub election: Option<Election>,
+    /// The datapath in the kernel; `None` where no service has needed it.
+    pub datapath: Option<DatapathStatus>,
     /// The services.
     pub services: Vec<ServiceStatus>,
+}
+
+/// The datapath.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DatapathStatus {
+    /// Where it is attached.
+    pub hooks: Vec<HookStatus>,
+    /// Whether packets for the VIPs may pass: it is held open while this node is Active.
+    pub gate: Gate,
+    /// Established flows.
+    pub flows: u32,
+    /// The most there may be.
+    pub max_flows: u32,
+}
+
+/// A hook of an interface.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HookStatus {
+    /// Its name.
+    pub interface: String,
+    /// Which hook.
+    pub hook: Hook,
+}
+
+/// A hook that packets come by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hook {
+    /// The clsact qdisc's ingress.
+    Tc,
+}
+
+/// The gate of the datapath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gate {
+    /// Packets pass.
+    Open,
+    /// Packets are dropped.
+    Closed,
 }
 
 /// The election as this node sees it.
@@ -145,12 +189,14 @@ pub struct ServiceStatus {
     pub mode: Mode,
     /// Scheduler.
     pub scheduler: Scheduler,
-    /// Connections or UDP sessions now.
+    /// Connections or UDP sessions now; in the kernel established flows.
     pub connections: u32,
     /// The most it may have.
     pub max_connections: u32,
     /// What was counted, by name.
     pub counters: BTreeMap<String, u64>,
+    /// Its traffic in the kernel; `None` for a service in proxy mode.
+    pub traffic: Option<Traffic>,
     /// Its backends.
     pub backends: Vec<BackendStatus>,
 }
@@ -178,6 +224,8 @@ pub struct BackendStatus {
     pub total: u64,
     /// Connection attempts that failed.
     pub failed: u64,
+    /// Its traffic in the kernel, in this service; `None` in proxy mode.
+    pub traffic: Option<Traffic>,
     /// Seconds since the last probe.
     pub checked_s: Option<f64>,
     /// How long the last probe took, in milliseconds.
@@ -289,7 +337,29 @@ impl ServiceStatus {
             connections: pool.connections.load(Relaxed),
             max_connections: service.limits.max_connections,
             counters: pool.counters.named().map(|(name, n)| (name.to_owned(), n)).collect(),
+            traffic: None,
             backends: pool.members.iter().map(|member| BackendStatus::of(member, now)).collect(),
+        }
+    }
+
+    /// Adds what the kernel knows of it, if its packets stay there.
+    pub fn add_kernel(&mut self, report: &Report) {
+        if !self.mode.is_in_kernel() {
+            return;
+        }
+        let services = report.counters.iter().flat_map(|counters| &counters.services);
+        let this = (self.listen, self.protocol);
+        let mut same = services.filter(|service| (service.listen, service.protocol) == this);
+        let Some(service) = same.next() else { return };
+        self.connections = report.flows.of_service(service.id);
+        self.traffic = Some(service.traffic);
+        for backend in &mut self.backends {
+            let mut counted = service.backends.iter();
+            if let Some(counted) = counted.find(|counted| counted.address == backend.address) {
+                backend.connections = report.flows.of_backend(counted.id);
+                backend.total = counted.traffic.flows_established;
+                backend.traffic = Some(counted.traffic);
+            }
         }
     }
 }
@@ -308,6 +378,7 @@ impl BackendStatus {
             connections: member.connections.load(Relaxed),
             total: member.total.load(Relaxed),
             failed: member.failed.load(Relaxed),
+            traffic: None,
             checked_s: report.checked.map(|at| age(now, at)),
             check_ms: report.took.map(|took| took.as_secs_f64() * 1e3),
         }
@@ -346,10 +417,37 @@ impl Status {
             Some(election) => election.write(text)?,
             None => writeln!(text, "No VIPs, so no election: this node stands alone.")?,
         }
+        if let Some(datapath) = &self.datapath {
+            datapath.write(text)?;
+        }
         for service in &self.services {
             service.write(text)?;
         }
         Ok(())
+    }
+}
+
+impl DatapathStatus {
+    /// The datapath from its report.
+    pub fn of(report: &Report) -> Self {
+        let hook = |interface: &String| HookStatus { interface: interface.clone(), hook: Hook::Tc };
+        Self {
+            hooks: report.tc.iter().map(hook).collect(),
+            gate: if report.gate_open { Gate::Open } else { Gate::Closed },
+            flows: report.flows.all,
+            max_flows: report.most_flows,
+        }
+    }
+
+    fn write(&self, text: &mut String) -> std::fmt::Result {
+        let tc: Vec<_> = self.hooks.iter().map(|hook| hook.interface.as_str()).collect();
+        let hooks = match tc.as_slice() {
+            [] => "attached nowhere".to_owned(),
+            some => format!("tc on {}", some.join(", ")),
+        };
+        let gate = word(&self.gate);
+        let Self { flows, max_flows, .. } = self;
+        writeln!(text, "\nDatapath: {hooks}; gate {gate}; {flows} of {max_flows} flows")
     }
 }
 
@@ -446,20 +544,28 @@ impl Election {
 
 impl ServiceStatus {
     fn write(&self, text: &mut String) -> std::fmt::Result {
-        writeln!(
+        write!(
             text,
-            "\nService {}: {}/{}, {}, {}; {} of {} connections",
+            "\nService {}: {}/{}, {}, {}; ",
             self.name,
             self.listen,
             word(&self.protocol),
             word(&self.mode),
             word(&self.scheduler),
-            self.connections,
-            self.max_connections
         )?;
-        let mut table = Table::new(&[
-            "BACKEND", "ADDRESS", "WEIGHT", "HEALTH", "FOR", "CONNS", "TOTAL", "FAILED", "WHY",
-        ]);
+        let kernel = self.mode.is_in_kernel();
+        if kernel {
+            let Traffic { bytes_in, bytes_out, .. } = self.traffic.unwrap_or_default();
+            let (came, went) = (size(bytes_in), size(bytes_out));
+            let flows = counted(self.connections.into(), "flow");
+            writeln!(text, "{flows}, {came} in, {went} out")?;
+        } else {
+            writeln!(text, "{} of {} connections", self.connections, self.max_connections)?;
+        }
+        let middle =
+            if kernel { ["FLOWS", "TOTAL", "IN/OUT"] } else { ["CONNS", "TOTAL", "FAILED"] };
+        let headings = ["BACKEND", "ADDRESS", "WEIGHT", "HEALTH", "FOR"].into_iter().chain(middle);
+        let mut table = Table::new(&headings.chain(["WHY"]).collect::<Vec<_>>());
         for backend in &self.backends {
             let health = match backend.admin {
                 Admin::Enabled => word(&backend.health),
@@ -473,7 +579,13 @@ impl ServiceStatus {
                 ago(backend.since_s),
                 backend.connections.to_string(),
                 backend.total.to_string(),
-                backend.failed.to_string(),
+                match backend.traffic {
+                    Some(traffic) => {
+                        format!("{} / {}", size(traffic.bytes_in), size(traffic.bytes_out))
+                    }
+                    None if kernel => "-".into(),
+                    None => backend.failed.to_string(),
+                },
                 backend.reason.clone(),
             ]);
         }
@@ -531,6 +643,25 @@ fn counted(n: u64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
+/// Bytes: `999 B`, `1.2 kB`, `340.0 MB`.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    let mut size = bytes as f64 / 1e3;
+    let mut units = UNITS.into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    // 999.95 would be shown as 1000.0.
+    while size >= 999.95
+        && let Some(larger) = units.next()
+    {
+        size /= 1e3;
+        unit = larger;
+    }
+    format!("{size:.1} {unit}")
+}
+
 /// A time span in at most two units: `420 ms`, `3.2 s`, `4m 10s`, `3h 2m`, `2d 4h`.
 pub fn ago(seconds: f64) -> String {
     // Saturating, and an operator's clock does not run for 10^19 seconds.
@@ -559,6 +690,21 @@ mod tests {
             (187_200.0, "2d 4h"),
         ] {
             assert_eq!(ago(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn a_size_has_at_most_three_digits_before_the_point() {
+        for (bytes, expected) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_950, "1.0 MB"),
+            (340_000_000, "340.0 MB"),
+            (u64::MAX, "18.4 EB"),
+        ] {
+            assert_eq!(size(bytes), expected);
         }
     }
 

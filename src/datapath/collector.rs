@@ -1,13 +1,14 @@
 //! The collector of old flows: a thread that walks the flow table a slice at a time, and has the
 //! program in the kernel (collect.h) remove what has timed out.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::load::{Error, Loaded};
 use super::maps::Maps;
+use super::registry::{BACKENDS, SERVICES};
 use super::skeleton::types;
 
 /// Flows read with one system call; more than any bucket of the kernel's table ever holds.
@@ -35,6 +36,45 @@ struct Shared {
     stop: AtomicBool,
     all: AtomicBool,
     removed: AtomicU64,
+    counted: Mutex<FlowCounts>,
+}
+
+/// How many established flows there are; also those that are closed and not yet removed.
+#[derive(Debug, Clone, Default)]
+pub struct FlowCounts {
+    /// Of all services.
+    pub all: u32,
+    /// By number of the service.
+    services: Vec<u32>,
+    /// By number of the backend.
+    backends: Vec<u32>,
+}
+
+impl FlowCounts {
+    fn new() -> Self {
+        Self { all: 0, services: vec![0; SERVICES as usize], backends: vec![0; BACKENDS as usize] }
+    }
+
+    fn add(&mut self, key: &types::flow_key, flow: &types::flow) {
+        self.all += 1;
+        let count = |of: &mut [u32], id: u16| {
+            if let Some(n) = of.get_mut(usize::from(id)) {
+                *n += 1;
+            }
+        };
+        count(&mut self.services, key.service);
+        count(&mut self.backends, flow.backend);
+    }
+
+    /// Those of a service.
+    pub fn of_service(&self, id: u32) -> u32 {
+        self.services.get(id as usize).copied().unwrap_or(0)
+    }
+
+    /// Those of a backend.
+    pub fn of_backend(&self, id: u32) -> u32 {
+        self.backends.get(id as usize).copied().unwrap_or(0)
+    }
 }
 
 impl Collector {
@@ -66,6 +106,11 @@ impl Collector {
     /// Flows that were removed since the start.
     pub fn removed(&self) -> u64 {
         self.shared.removed.load(Ordering::Relaxed)
+    }
+
+    /// The flows that the last walk came by, which is a few seconds ago at most.
+    pub fn counted(&self) -> FlowCounts {
+        self.shared.counted.lock().expect("no panic while it is held").clone()
     }
 }
 
@@ -106,7 +151,7 @@ impl Walk {
     /// One walk through the table.
     fn once(&mut self) -> Result<(), Error> {
         let youngest = if self.full { self.ages.hurried } else { self.ages.usual };
-        let mut count = 0;
+        let mut counts = FlowCounts::new();
         let all = self.shared.all.swap(false, Ordering::Relaxed);
         let now = self.loaded.jiffies()? as u32;
         let mut old = Vec::with_capacity(SWEEP);
@@ -119,7 +164,7 @@ impl Walk {
             if old.len() == SWEEP {
                 self.hand_over(&mut old)?;
             }
-            count = nth + 1;
+            counts.add(&key, &flow);
             if nth % SLICE as usize == SLICE as usize - 1 {
                 std::thread::sleep(BREATH);
                 if self.stopped() {
@@ -127,6 +172,8 @@ impl Walk {
                 }
             }
         }
+        let count = counts.all as usize;
+        *self.shared.counted.lock().expect("no panic while it is held") = counts;
         let full = count * 4 >= self.maps.flows.capacity() as usize * FULL_QUARTERS;
         if full && !self.full {
             tracing::warn!(flows = count, "the flow table is getting full; raise datapath.flows");

@@ -8,7 +8,7 @@ use std::ops::AddAssign;
 use std::path::Path;
 
 use libbpf_rs::Result as BpfResult;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::load::{Error, attached_interfaces};
 use super::maps::Table;
@@ -55,6 +55,9 @@ pub struct Counters {
 /// A service's.
 #[derive(Debug, Clone, Serialize)]
 pub struct ServiceCounters {
+    /// Its number in the kernel.
+    #[serde(skip)]
+    pub id: u32,
     /// Its VIP and port.
     pub listen: SocketAddr,
     /// TCP or UDP.
@@ -69,6 +72,9 @@ pub struct ServiceCounters {
 /// A backend's, in one service.
 #[derive(Debug, Clone, Serialize)]
 pub struct BackendCounters {
+    /// Its number in the kernel.
+    #[serde(skip)]
+    pub id: u32,
     /// Where it is.
     pub address: SocketAddr,
     /// What it may get.
@@ -91,7 +97,7 @@ pub enum BackendState {
 }
 
 /// Packets, bytes (as the IP headers say) and flows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Packets from clients.
     pub packets_in: u64,
@@ -250,7 +256,7 @@ impl Pins {
             backends.sort_unstable_by_key(|backend| backend.address);
             let traffic = sum(&self.service_traffic, id)?;
             let listen = socket(key.vip, key.port);
-            services.push(ServiceCounters { listen, protocol, traffic, backends });
+            services.push(ServiceCounters { id, listen, protocol, traffic, backends });
         }
         services.sort_unstable_by_key(|service| (service.listen, service.protocol as u8));
         Ok(Counters { drops: self.drops()?, services })
@@ -272,7 +278,7 @@ impl Pins {
             let address = socket(record.address, record.port);
             let traffic = sum(&self.backend_traffic, id)?;
             let of_service = backends.entry(record.service).or_default();
-            of_service.push(BackendCounters { address, state, traffic });
+            of_service.push(BackendCounters { id, address, state, traffic });
         }
         Ok(backends)
     }

@@ -30,7 +30,8 @@ use std::time::Duration;
 use baton_ha::config::Vip;
 
 use self::clock::Clock;
-use self::collector::{Ages, Collector};
+use self::collector::{Ages, Collector, FlowCounts};
+use self::counters::Counters;
 use self::gate::Gate;
 use self::load::{Error, Loaded, Sizes};
 use self::maps::Maps;
@@ -115,10 +116,41 @@ impl Datapath {
         self.gate.close();
     }
 
+    /// What it does at this moment. Tens of system calls and more: not for every packet.
+    pub fn report(&self) -> Result<Report, Error> {
+        let name = |ifindex| match nix::net::if_::if_indextoname(ifindex) {
+            Ok(name) => name.to_string_lossy().into_owned(),
+            // It has gone meanwhile.
+            Err(_) => ifindex.to_string(),
+        };
+        Ok(Report {
+            tc: load::attached_interfaces()?.into_iter().map(name).collect(),
+            gate_open: self.loaded.jiffies()? < self.gate.deadline_jiffies(),
+            flows: self.collector.counted(),
+            most_flows: self.maps.flows.capacity(),
+            counters: Counters::read()?,
+        })
+    }
+
     /// The maps, to read flows and counters.
     pub fn maps(&self) -> &Maps {
         &self.maps
     }
+}
+
+/// The datapath at one moment.
+#[derive(Debug)]
+pub struct Report {
+    /// Names of the interfaces that have our TC filter.
+    pub tc: Vec<String>,
+    /// Whether packets may pass.
+    pub gate_open: bool,
+    /// Established flows.
+    pub flows: FlowCounts,
+    /// The most there may be.
+    pub most_flows: u32,
+    /// What was counted; `None` once it is unloaded.
+    pub counters: Option<Counters>,
 }
 
 /// Takes the datapath off every interface of this network namespace and removes its pins, and so

@@ -1,6 +1,6 @@
 //! What was counted shows, with a daemon and without.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -84,4 +84,54 @@ fn counters_show_traffic_and_drops_with_a_daemon_and_without() {
     assert!(text(&net, &[]).contains("10.78.0.11:8080"));
     net.unload();
     assert_eq!(counters(&net, &["--json"]).status.code(), Some(1));
+}
+
+fn status(net: &Net, args: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
+    let output =
+        command.arg("status").args(args).arg("--socket").arg(net.socket()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn status_shows_flows_traffic_hooks_and_gate() {
+    let mut net = Net::new();
+    serve(&net.node("b1"), "b1", "10.78.0.11:8080");
+    let backends = [("b1", "10.78.0.11:8080")];
+    net.start_relay(
+        &(service("web", "front4", 80, "mode = \"passthrough\"", &backends)
+            + &service("proxy", "front4", 81, "mode = \"proxy\"", &backends)),
+    );
+    let client = net.node("client");
+    let mut sessions: Vec<_> = (0..3).map(|_| connect(&client, VIP, PATIENCE).unwrap()).collect();
+    sessions[0].echo(100_000);
+    let json = || serde_json::from_str::<Value>(&status(&net, &["--json"])).unwrap();
+    // They are counted every two seconds.
+    net.until("the flows show", || json()["datapath"]["flows"] == 3);
+    let now = json();
+    let datapath = &now["datapath"];
+    assert_eq!((&datapath["gate"], &datapath["max_flows"]), (&"open".into(), &4096.into()));
+    let mut hooks: Vec<_> = datapath["hooks"].as_array().unwrap().iter().collect();
+    hooks.sort_by_key(|hook| hook["interface"].as_str().unwrap());
+    let tc = |interface: &str| serde_json::json!({"interface": interface, "hook": "tc"});
+    assert_eq!(hooks, [&tc("back"), &tc("front")]);
+    let named = |name: &str| {
+        let services = now["services"].as_array().unwrap();
+        services.iter().find(|service| service["name"] == name).unwrap()
+    };
+    let (web, proxy) = (named("web"), named("proxy"));
+    for of in [web, &web["backends"][0]] {
+        assert_eq!(of["connections"], 3, "{now:#}");
+        assert_eq!(of["traffic"]["flows_established"], 3, "{now:#}");
+        assert!(of["traffic"]["bytes_out"].as_u64().unwrap() > 100_000, "{now:#}");
+    }
+    assert_eq!(web["backends"][0]["total"], 3);
+    assert_eq!(proxy["connections"], 0);
+    assert_eq!(proxy["traffic"], Value::Null);
+
+    let text = status(&net, &[]);
+    assert!(text.contains("; gate open; 3 of 4096 flows\n"), "{text}");
+    assert!(text.contains("tc on front, back") || text.contains("tc on back, front"), "{text}");
+    assert!(text.contains("; 3 flows, "), "{text}");
 }
