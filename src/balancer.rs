@@ -28,6 +28,7 @@ use tokio::time::MissedTickBehavior;
 use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{Answer, Reply, Request, Socket};
+use crate::datapath::sessions::{Sessions, Wanted};
 use crate::datapath::{Datapath, LEASE, load::Sizes};
 use crate::guard;
 use crate::health::Checks;
@@ -324,6 +325,13 @@ impl Balancer {
         }
     }
 
+    /// Flows in the kernel; none where no service needs it.
+    async fn sessions(&self, wanted: &Wanted) -> anyhow::Result<Sessions> {
+        let Some(datapath) = self.datapath.get() else { return Ok(Sessions::default()) };
+        let pools = self.live.lock().await.pools.clone();
+        Ok(tokio::task::block_in_place(|| datapath.sessions(wanted, &pools))?)
+    }
+
     async fn takeover(&self) -> anyhow::Result<Done> {
         let outcome = self.handle()?.takeover().await?;
         tracing::info!("takeover by the operator");
@@ -418,6 +426,10 @@ impl Answer for Balancer {
         let name = format!("{request:?}");
         let done = match request {
             Request::Status => return Reply::ok(self.status().await),
+            Request::Sessions(wanted) => match self.sessions(&wanted).await {
+                Ok(sessions) => return Reply::ok(sessions),
+                Err(error) => Err(error),
+            },
             Request::Takeover => self.takeover().await,
             Request::Yield => self.yield_now().await,
             Request::Reload => self.reload().await,

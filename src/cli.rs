@@ -13,10 +13,12 @@ use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{self, Reply, Request};
 use crate::datapath::counters::Counters;
+use crate::datapath::sessions::{Sessions, Wanted};
 use crate::guard;
 use crate::lab;
 use crate::pool::Admin;
-use crate::status::Status;
+use crate::status::{Status, ago, word};
+use crate::table::Table;
 
 /// Where the commands find the daemon unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/baton/control.sock";
@@ -158,6 +160,12 @@ enum Command {
     /// when no `baton run` is to follow, in the network namespace where it ran.
     #[command(after_help = EXIT_CODES)]
     Unload,
+    /// List the flows of passthrough and dsr services.
+    ///
+    /// In no order; those for which everything that is given is so. docs/operations.md says what is
+    /// in the JSON.
+    #[command(after_help = EXIT_CODES)]
+    Sessions(SessionsArgs),
     /// Show what the datapath in the kernel has dropped, and why, and its traffic.
     ///
     /// Read from the kernel, so it works without a daemon too; in the network namespace where
@@ -199,6 +207,25 @@ struct Asked {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct SessionsArgs {
+    /// Of this service.
+    #[arg(long)]
+    service: Option<String>,
+    /// Of this client.
+    #[arg(long, value_name = "ADDR")]
+    client: Option<std::net::IpAddr>,
+    /// With this backend.
+    #[arg(long)]
+    backend: Option<String>,
+    /// At most this many (1 to 10000).
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    limit: u16,
+    #[command(flatten)]
+    asked: Asked,
 }
 
 #[derive(Debug, Args)]
@@ -276,11 +303,39 @@ impl Command {
                 crate::datapath::unload()?;
                 print("the datapath is out of the kernel\n")?;
             }
+            Command::Sessions(args) => args.list()?,
             Command::Counters { json, all } => counters(json, all)?,
             Command::Lab(lab) => return lab.run(),
             Command::Drill(drill) => return drill.run(),
         }
         Ok(Exit::Done.into())
+    }
+}
+
+impl SessionsArgs {
+    fn list(self) -> anyhow::Result<()> {
+        let Self { service, client, backend, limit, asked } = self;
+        let wanted = Wanted { service, backend, client, limit: limit.into() };
+        let value = ask(&asked.socket.socket, &Request::Sessions(wanted))?;
+        if asked.json {
+            return print(&format!("{value:#}\n"));
+        }
+        let Sessions { sessions, more } = serde_json::from_value(value)?;
+        let headings = ["SERVICE", "CLIENT", "BACKEND", "NAT", "STATE", "AGE", "IDLE"];
+        let mut table = Table::new(&headings);
+        for session in &sessions {
+            table.row([
+                format!("{}/{}", session.service, word(&session.protocol)),
+                session.client.to_string(),
+                format!("{} {}", session.backend, session.backend_address),
+                session.nat.map_or("-".into(), |nat| nat.to_string()),
+                word(&session.state),
+                ago(session.age_s),
+                ago(session.idle_s),
+            ]);
+        }
+        let more = if more { "There are more: see --limit.\n" } else { "" };
+        print(&format!("{table}{more}"))
     }
 }
 

@@ -43,6 +43,8 @@ pub enum Request {
     Yield,
     /// The configuration file is read again.
     Reload,
+    /// [`crate::datapath::sessions::Sessions`].
+    Sessions(crate::datapath::sessions::Wanted),
     /// Sets what the operator says of a backend.
     SetBackend {
         /// `BACKEND`, or `SERVICE/BACKEND`; the first form means it in every service.

@@ -632,7 +632,7 @@ pub fn why(reason: Reason) -> &'static str {
 }
 
 /// The word that serde writes for a unit variant.
-fn word(value: &impl Serialize) -> String {
+pub(crate) fn word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
         _ => "?".into(),

@@ -49,6 +49,12 @@ impl Clock {
         u64::try_from(jiffies).unwrap_or(u64::MAX).max(1)
     }
 
+    /// Seconds of an age in 32 bits; of one that is negative, since its beginning was written by
+    /// another CPU a moment after `now` was read, 0.
+    pub(super) fn seconds(&self, age: u32) -> f64 {
+        f64::from((age as i32).max(0)) / self.frequency as f64
+    }
+
     /// The same in 32 bits, at most half of their range, which is as far as ages can be compared.
     pub(super) fn timeout(&self, duration: Duration) -> u32 {
         u32::try_from(self.jiffies(duration)).unwrap_or(u32::MAX).min(i32::MAX as u32)

@@ -8,6 +8,7 @@
 //! * `registry`: pools → services, backends, schedules, under lasting numbers; `routes`.
 //! * `gate`, `clock`: the lease that the kernel enforces, and the jiffies that it is timed by.
 //! * `collector`: flows that are over. `counters`: what was counted, read from the pins.
+//! * `sessions`: the flows there are, to be listed.
 //!
 //! Once it is attached, packets never pass through here.
 
@@ -21,6 +22,7 @@ pub mod maps;
 pub mod record;
 mod registry;
 pub mod routes;
+pub mod sessions;
 pub mod skeleton;
 
 use std::collections::HashSet;
@@ -36,6 +38,7 @@ use self::gate::Gate;
 use self::load::{Error, Loaded, Sizes};
 use self::maps::Maps;
 use self::registry::Registry;
+use self::sessions::{Sessions, Wanted};
 use crate::pool::Pool;
 
 /// How long the gate stays open without being renewed.
@@ -130,6 +133,13 @@ impl Datapath {
             most_flows: self.maps.flows.capacity(),
             counters: Counters::read()?,
         })
+    }
+
+    /// Flows that are wanted, under the names that they have in these pools.
+    pub fn sessions(&self, wanted: &Wanted, pools: &[Arc<Pool>]) -> Result<Sessions, Error> {
+        let now = self.loaded.jiffies()? as u32;
+        let walk = sessions::Walk { maps: &self.maps, clock: self.clock, now, pools, wanted };
+        walk.run().map_err(Error::bpf("read the flows"))
     }
 
     /// The maps, to read flows and counters.

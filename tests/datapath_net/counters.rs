@@ -87,9 +87,12 @@ fn counters_show_traffic_and_drops_with_a_daemon_and_without() {
 }
 
 fn status(net: &Net, args: &[&str]) -> String {
+    ask(net, "status", args)
+}
+
+fn ask(net: &Net, what: &str, args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
-    let output =
-        command.arg("status").args(args).arg("--socket").arg(net.socket()).output().unwrap();
+    let output = command.arg(what).args(args).arg("--socket").arg(net.socket()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -134,4 +137,54 @@ fn status_shows_flows_traffic_hooks_and_gate() {
     assert!(text.contains("; gate open; 3 of 4096 flows\n"), "{text}");
     assert!(text.contains("tc on front, back") || text.contains("tc on back, front"), "{text}");
     assert!(text.contains("; 3 flows, "), "{text}");
+}
+
+#[test]
+fn sessions_lists_the_flows_that_are_wanted() {
+    let mut net = Net::new();
+    serve(&net.node("b1"), "b1", "10.78.0.11:8080");
+    serve(&net.node("b2"), "b2", "10.78.0.12:8080");
+    let how = "mode = \"passthrough\"";
+    let client_source = "mode = \"passthrough\"\nsource = \"client\"";
+    net.node("b2").ip_batch("route replace default via 10.78.0.100\n").unwrap();
+    net.start_relay(
+        &(service("web", "front4", 80, how, &[("b1", "10.78.0.11:8080")])
+            + &service("plain", "front4", 81, client_source, &[("b2", "10.78.0.12:8080")])),
+    );
+    let client = net.node("client");
+    let open: Vec<_> = (0..3).map(|_| connect(&client, VIP, PATIENCE).unwrap()).collect();
+    let plain = connect(&client, "10.77.0.100:81", PATIENCE).unwrap();
+    let list = |args: &[&str]| -> Vec<Value> {
+        let answer = ask(&net, "sessions", &[args, &["--json"]].concat());
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer["more"], args.contains(&"--limit"), "{answer:#}");
+        answer["sessions"].as_array().unwrap().clone()
+    };
+    assert_eq!(list(&[]).len(), 4);
+    assert_eq!(list(&["--limit", "2"]).len(), 2);
+    assert_eq!(list(&["--client", "10.77.0.10"]).len(), 4);
+    assert_eq!(list(&["--client", "10.77.0.11"]).len(), 0);
+    assert_eq!(list(&["--backend", "b2"]).len(), 1);
+    let web = list(&["--service", "web"]);
+    assert_eq!(web.len(), 3);
+    for session in &open {
+        let local = session.stream.local_addr().unwrap().to_string();
+        let found = web.iter().find(|found| found["client"] == local.as_str()).unwrap();
+        assert_eq!(found["state"], "established");
+        assert_eq!(
+            (&found["backend"], &found["backend_address"]),
+            (&"b1".into(), &"10.78.0.11:8080".into())
+        );
+        assert!(found["nat"].as_str().unwrap().starts_with("10.78.0.100:"), "{found}");
+        let age = |of: &str| found[of].as_f64().unwrap();
+        assert!(age("idle_s") <= age("age_s") && age("age_s") < 60.0, "{found}");
+    }
+    assert_eq!(list(&["--service", "plain"])[0]["nat"], Value::Null);
+    assert!(ask(&net, "sessions", &["--limit", "1"]).contains("There are more"));
+    // The backend closes its direction in turn.
+    drop(plain);
+    net.until("it is closed", || {
+        let left = list(&["--service", "plain"]);
+        left.iter().all(|session| session["state"] == "closed")
+    });
 }
