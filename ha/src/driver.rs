@@ -228,7 +228,8 @@ pub fn start(config: HaConfig, lease: Option<Lease>) -> Result<Handle, StartErro
             };
             runtime.block_on(async move {
                 match Driver::open(config, lease, commands_in, view_out) {
-                    Ok(driver) => {
+                    Ok(mut driver) => {
+                        driver.begin().await;
                         let _ = started.send(Ok(()));
                         driver.run().await;
                     }

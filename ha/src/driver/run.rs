@@ -144,13 +144,17 @@ impl Driver {
         };
         driver.introduce();
         driver.follow_interfaces();
-        driver.publish();
         Ok(driver)
+    }
+
+    /// Takes part from here on: the view shows the first state that comes of it.
+    pub(super) async fn begin(&mut self) {
+        self.feed(Input::Startup).await;
+        self.publish();
     }
 
     /// Runs until [`Command::Shutdown`].
     pub(super) async fn run(mut self) {
-        self.feed(Input::Startup).await;
         loop {
             let now = Instant::now();
             self.wanted = self.next_deadline();
