@@ -4,7 +4,6 @@
 //! It reads snapshots of [`crate::pool`] and [`baton_ha::driver::View`] and changes nothing.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,7 +19,11 @@ use crate::datapath::Report;
 use crate::datapath::counters::Traffic;
 use crate::pool::{Admin, Health, Member, Pool};
 use crate::service::{Mode, Protocol, Scheduler};
-use crate::table::Table;
+
+mod render;
+
+pub use render::ago;
+pub(crate) use render::word;
 
 /// A node at one moment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -394,39 +397,6 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Status {
-    /// The status for people.
-    pub fn render(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String can't fail.
-        let _ = self.write(&mut text);
-        text
-    }
-
-    fn write(&self, text: &mut String) -> std::fmt::Result {
-        writeln!(
-            text,
-            "{} of cluster {}   baton {}, pid {}, up {}",
-            self.node,
-            self.cluster,
-            self.version,
-            self.pid,
-            ago(self.uptime_s)
-        )?;
-        match &self.election {
-            Some(election) => election.write(text)?,
-            None => writeln!(text, "No VIPs, so no election: this node stands alone.")?,
-        }
-        if let Some(datapath) = &self.datapath {
-            datapath.write(text)?;
-        }
-        for service in &self.services {
-            service.write(text)?;
-        }
-        Ok(())
-    }
-}
-
 impl DatapathStatus {
     /// The datapath from its report.
     pub fn of(report: &Report) -> Self {
@@ -438,275 +408,11 @@ impl DatapathStatus {
             max_flows: report.most_flows,
         }
     }
-
-    fn write(&self, text: &mut String) -> std::fmt::Result {
-        let tc: Vec<_> = self.hooks.iter().map(|hook| hook.interface.as_str()).collect();
-        let hooks = match tc.as_slice() {
-            [] => "attached nowhere".to_owned(),
-            some => format!("tc on {}", some.join(", ")),
-        };
-        let gate = word(&self.gate);
-        let Self { flows, max_flows, .. } = self;
-        writeln!(text, "\nDatapath: {hooks}; gate {gate}; {flows} of {max_flows} flows")
-    }
-}
-
-impl Election {
-    fn write(&self, text: &mut String) -> std::fmt::Result {
-        writeln!(
-            text,
-            "{} since {} ({} ago): {}",
-            state(self.state),
-            self.since,
-            ago(self.since_s),
-            why(self.reason)
-        )?;
-        write!(
-            text,
-            "VRID {}, priority {}, an advert every {} ms, {} so far",
-            self.vrid,
-            self.priority,
-            self.advert_interval_ms,
-            counted(self.takeovers, "takeover")
-        )?;
-        if self.advertised_priority != self.priority {
-            write!(
-                text,
-                "; held by an operator's takeover (advertises {}; `baton yield` ends it)",
-                self.advertised_priority
-            )?;
-        }
-        writeln!(text)?;
-        if let Err(why) = &self.realtime {
-            writeln!(text, "! the HA thread has no real-time priority: {why}")?;
-        }
-        self.write_peers(text)?;
-        self.write_vips(text)?;
-        self.write_paths(text)?;
-        self.write_drops(text)
-    }
-
-    fn write_peers(&self, text: &mut String) -> std::fmt::Result {
-        let mut table = Table::new(&["PEER", "ADDRESSES", "STATE", "LAST ADVERT", "PRIORITY"]);
-        for peer in &self.peers {
-            let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
-            table.row([
-                peer.name.clone().unwrap_or_else(|| "(stranger)".into()),
-                addresses.join(" "),
-                match peer.state {
-                    PeerState::Active => "Active",
-                    PeerState::Yielded => "yielded: Backup, or gone",
-                    PeerState::Silent => "silent: Backup, or gone",
-                    PeerState::NeverHeard => "never heard: Backup, or gone",
-                }
-                .into(),
-                peer.heard_s.map_or("-".into(), |seconds| format!("{} ago", ago(seconds))),
-                peer.priority.map_or("-".into(), |priority| priority.to_string()),
-            ]);
-        }
-        write!(text, "\n{table}")
-    }
-
-    fn write_vips(&self, text: &mut String) -> std::fmt::Result {
-        let mut table = Table::new(&["VIP", "INTERFACE", "HERE", "PUT BACK"]);
-        for vip in &self.vips {
-            table.row([
-                vip.address.clone(),
-                vip.interface.clone(),
-                if vip.held { "yes" } else { "no" }.into(),
-                vip.restored.to_string(),
-            ]);
-        }
-        write!(text, "\n{table}")
-    }
-
-    fn write_paths(&self, text: &mut String) -> std::fmt::Result {
-        let mut table = Table::new(&["PATH", "OUR ADDRESS", "SENT", "RECEIVED", "USABLE"]);
-        for path in &self.paths {
-            table.row([
-                path.interface.clone(),
-                path.primary.map_or("-".into(), |address| address.to_string()),
-                path.sent.to_string(),
-                path.received.to_string(),
-                match &path.usable {
-                    Ok(()) => "yes".into(),
-                    Err(why) => format!("no: {why}"),
-                },
-            ]);
-        }
-        write!(text, "\n{table}")
-    }
-
-    fn write_drops(&self, text: &mut String) -> std::fmt::Result {
-        write_counted(text, "counted", &self.counters)
-    }
-}
-
-impl ServiceStatus {
-    fn write(&self, text: &mut String) -> std::fmt::Result {
-        write!(
-            text,
-            "\nService {}: {}/{}, {}, {}; ",
-            self.name,
-            self.listen,
-            word(&self.protocol),
-            word(&self.mode),
-            word(&self.scheduler),
-        )?;
-        let kernel = self.mode.is_in_kernel();
-        if kernel {
-            let Traffic { bytes_in, bytes_out, .. } = self.traffic.unwrap_or_default();
-            let (came, went) = (size(bytes_in), size(bytes_out));
-            let flows = counted(self.connections.into(), "flow");
-            writeln!(text, "{flows}, {came} in, {went} out")?;
-        } else {
-            writeln!(text, "{} of {} connections", self.connections, self.max_connections)?;
-        }
-        let middle =
-            if kernel { ["FLOWS", "TOTAL", "IN/OUT"] } else { ["CONNS", "TOTAL", "FAILED"] };
-        let headings = ["BACKEND", "ADDRESS", "WEIGHT", "HEALTH", "FOR"].into_iter().chain(middle);
-        let mut table = Table::new(&headings.chain(["WHY"]).collect::<Vec<_>>());
-        for backend in &self.backends {
-            let health = match backend.admin {
-                Admin::Enabled => word(&backend.health),
-                admin => format!("{}, {}", word(&backend.health), word(&admin)),
-            };
-            table.row([
-                backend.name.clone(),
-                backend.address.to_string(),
-                backend.weight.to_string(),
-                health,
-                ago(backend.since_s),
-                backend.connections.to_string(),
-                backend.total.to_string(),
-                match backend.traffic {
-                    Some(traffic) => {
-                        format!("{} / {}", size(traffic.bytes_in), size(traffic.bytes_out))
-                    }
-                    None if kernel => "-".into(),
-                    None => backend.failed.to_string(),
-                },
-                backend.reason.clone(),
-            ]);
-        }
-        write!(text, "{table}")?;
-        write_counted(text, "  counted", &self.counters)
-    }
-}
-
-/// What is not zero, on one line.
-fn write_counted(
-    text: &mut String,
-    title: &str,
-    counters: &BTreeMap<String, u64>,
-) -> std::fmt::Result {
-    let some: Vec<_> =
-        counters.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
-    if some.is_empty() { Ok(()) } else { writeln!(text, "{title}: {}", some.join(", ")) }
-}
-
-fn state(state: State) -> &'static str {
-    match state {
-        State::Initialize => "Initialize",
-        State::Backup => "Backup",
-        State::Active => "Active",
-    }
-}
-
-/// The reason in words.
-pub fn why(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Startup => "it started",
-        Reason::AddressOwner => "it started as the address owner (priority 255)",
-        Reason::ActiveDown => "no advert came within Active_Down_Interval",
-        Reason::ActiveYielded => "the Active yielded",
-        Reason::Preempted => "the Active had a lower priority",
-        Reason::Outranked => "another node outranks it",
-        Reason::Takeover => "the operator said takeover",
-        Reason::Yield => "the operator said yield",
-        Reason::Fault => "it can't carry its VIPs",
-        Reason::Recovered => "it can carry its VIPs again",
-        Reason::Stalled => "it was frozen for longer than a Backup waits",
-        Reason::Shutdown => "it stops",
-    }
-}
-
-/// The word that serde writes for a unit variant.
-pub(crate) fn word(value: &impl Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(word)) => word,
-        _ => "?".into(),
-    }
-}
-
-fn counted(n: u64, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
-}
-
-/// Bytes: `999 B`, `1.2 kB`, `340.0 MB`.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
-    if bytes < 1000 {
-        return format!("{bytes} B");
-    }
-    let mut size = bytes as f64 / 1e3;
-    let mut units = UNITS.into_iter();
-    let mut unit = units.next().unwrap_or_default();
-    // 999.95 would be shown as 1000.0.
-    while size >= 999.95
-        && let Some(larger) = units.next()
-    {
-        size /= 1e3;
-        unit = larger;
-    }
-    format!("{size:.1} {unit}")
-}
-
-/// A time span in at most two units: `420 ms`, `3.2 s`, `4m 10s`, `3h 2m`, `2d 4h`.
-pub fn ago(seconds: f64) -> String {
-    // Saturating, and an operator's clock does not run for 10^19 seconds.
-    let whole = seconds as u64;
-    match whole {
-        0 => format!("{:.0} ms", seconds * 1e3),
-        1..60 => format!("{seconds:.1} s"),
-        60..3600 => format!("{}m {}s", whole / 60, whole % 60),
-        3600..86_400 => format!("{}h {}m", whole / 3600, whole % 3600 / 60),
-        _ => format!("{}d {}h", whole / 86_400, whole % 86_400 / 3600),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_span_has_at_most_two_units() {
-        for (seconds, expected) in [
-            (0.0, "0 ms"),
-            (0.42, "420 ms"),
-            (3.21, "3.2 s"),
-            (250.0, "4m 10s"),
-            (10_920.0, "3h 2m"),
-            (187_200.0, "2d 4h"),
-        ] {
-            assert_eq!(ago(seconds), expected);
-        }
-    }
-
-    #[test]
-    fn a_size_has_at_most_three_digits_before_the_point() {
-        for (bytes, expected) in [
-            (0, "0 B"),
-            (999, "999 B"),
-            (1000, "1.0 kB"),
-            (999_949, "999.9 kB"),
-            (999_950, "1.0 MB"),
-            (340_000_000, "340.0 MB"),
-            (u64::MAX, "18.4 EB"),
-        ] {
-            assert_eq!(size(bytes), expected);
-        }
-    }
 
     #[test]
     fn a_peer_is_active_until_the_slowest_backup_would_claim() {
