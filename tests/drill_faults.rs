@@ -226,8 +226,10 @@ fn a_backend_that_dies_takes_only_its_own_connections_with_it() {
     let _alone = alone();
     let drill = drill("backend-kill", "100ms");
     let run = &drill.report.runs[0];
-    // Half of them are the other backend's.
-    assert_eq!((run.connections.kept, run.connections.lost), (10, 10), "{:#?}", run.steps);
+    // About half of them are the other backend's: new connections take their turns in between.
+    let (kept, lost) = (run.connections.kept, run.connections.lost);
+    assert_eq!(kept + lost, 20, "{:#?}", run.steps);
+    assert!((5..=15).contains(&kept), "{kept} kept: {:#?}", run.steps);
     assert_eq!(run.wrong_bytes, 0);
     assert!(!run.steps.iter().any(|step| step.what.contains("VIP")), "{:#?}", run.steps);
 }
