@@ -57,7 +57,7 @@ step "It goes on fetching, ten times a second, and the Active's daemon gets kill
 (
     while :; do
         begin=$(now)
-        if in_lab client curl -s --max-time 1 --socks5 "$vip:1080" -o /dev/null "$web"; then
+        if in_lab client curl -s --connect-timeout 0.3 --max-time 1 --socks5 "$vip:1080" -o /dev/null "$web"; then
             echo "$begin ok"
         else
             echo "$begin failed"
