@@ -11,6 +11,11 @@ sudo=()
 namespaces() { ip netns list 2>/dev/null | awk '{ print $1 }' | grep -E '^(bt-|drill-)' | sort; }
 before=$(namespaces || true)
 
+# The datapath's file system, which its tests mount; one that was there before us stays.
+bpffs=/run/baton/bpf
+mounted_before=no
+if mountpoint -q "$bpffs"; then mounted_before=yes; fi
+
 left_behind() { comm -13 <(echo "$before") <(namespaces || true) | sed '/^$/d'; }
 
 sweep() {
@@ -26,6 +31,15 @@ sweep() {
         done
         [ "$status" -ne 0 ] || status=1
     fi
+    # Tests that start side by side may mount it one over the other.
+    while [ "$mounted_before" = no ] && mountpoint -q "$bpffs"; do
+        for pins in "$bpffs"/net-*; do
+            [ -e "$pins" ] || continue
+            echo "left behind, now removed: the pins in $pins" >&2
+            [ "$status" -ne 0 ] || status=1
+        done
+        "${sudo[@]}" umount "$bpffs" || break
+    done
     exit "$status"
 }
 trap sweep EXIT
