@@ -20,7 +20,7 @@ pub const ROOT: &str = "/run/baton/bpf";
 
 /// What the maps hold and mean. Whoever changes a record in types.h, or what a map is for, makes
 /// it one more: a daemon never reads another layout's maps.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// The folder of this network namespace, whatever the layout.
 fn of_namespace() -> io::Result<PathBuf> {
