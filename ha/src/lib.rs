@@ -11,6 +11,8 @@
 //!   schedules. Pure: it never reads the clock, touches a socket or logs.
 //! * [`driver`]: the one loop on a real-time thread: sockets and clock ⇄ [`node::Node`]; it
 //!   logs and counts.
+//! * [`channel`]: the authenticated, encrypted connection to each other node. Pure but for the
+//!   key's file.
 //! * [`lease`]: a guard process that removes the VIPs of a daemon that is dead or frozen.
 //! * [`io`]: raw sockets, AF_PACKET, netlink. Thin; decides nothing.
 //!
@@ -18,6 +20,7 @@
 //! business of the crate that uses it.
 
 pub mod announce;
+pub mod channel;
 pub mod config;
 pub mod driver;
 pub mod io;
