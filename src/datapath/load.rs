@@ -282,6 +282,9 @@ fn pin_maps(open: &mut OpenDatapathSkel<'static>, folder: &Path) -> Result<(), E
         ("backend_traffic", &mut maps.backend_traffic),
         ("events", &mut maps.events),
         ("gate", &mut maps.data_gate),
+        ("legs", &mut maps.legs),
+        ("ways", &mut maps.ways),
+        ("neighbours", &mut maps.neighbours),
     ] {
         map.set_pin_path(folder.join(name)).map_err(Error::bpf(format!("pin {name}")))?;
     }

@@ -108,6 +108,12 @@ pub struct Maps {
     pub backend_traffic: Table<u32, types::traffic>,
     /// Element 0: what the collector is to look at.
     pub sweep: Table<u32, types::sweep>,
+    /// Interface → what XDP frames that go out of it need.
+    pub legs: Table<u32, types::leg>,
+    /// Routes for XDP, by the longest prefix.
+    pub ways: Table<types::way_key, types::way>,
+    /// Neighbours for XDP.
+    pub neighbours: Table<types::neighbour_key, types::neighbour>,
 }
 
 impl Maps {
@@ -127,6 +133,9 @@ impl Maps {
             service_traffic: Table::new(&maps.service_traffic)?,
             backend_traffic: Table::new(&maps.backend_traffic)?,
             sweep: Table::new(&maps.sweep)?,
+            legs: Table::new(&maps.legs)?,
+            ways: Table::new(&maps.ways)?,
+            neighbours: Table::new(&maps.neighbours)?,
         })
     }
 }

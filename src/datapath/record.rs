@@ -49,6 +49,11 @@ records! {
     traffic = 48,
     sweep = 5136,
     clock = 16,
+    leg = 12,
+    way_key = 24,
+    way = 20,
+    neighbour_key = 20,
+    neighbour = 12,
 }
 
 // SAFETY: an integer.

@@ -32,6 +32,13 @@
 /* Flows that one run of the collector looks at. */
 #define SWEEP 256
 
+/* For XDP: interfaces, routes out of them, neighbours. What has no room goes by the TC hook. */
+#define LEGS 256
+#define WAYS 16384
+#define NEIGHBOURS 16384
+/* Jiffies within which the use of a neighbour is noted once. */
+#define USED_GRAIN 100
+
 /* A step's verdict, or `GO_ON` to the next. */
 enum verdict {
 	GO_ON = 0,

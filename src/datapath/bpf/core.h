@@ -25,6 +25,10 @@ struct plan {
 	__u32 ifindex;
 	/* In MODE_DSR_*: whom the Ethernet destination (or the outer header) is. */
 	struct address next_hop;
+	/* Whom it is counted for when it is sent on, and in which direction. */
+	__u32 service;
+	__u32 backend;
+	__u32 outbound;
 };
 
 static __always_inline int check_packet(struct packet *packet)
@@ -74,7 +78,8 @@ static __always_inline int plan_inbound(struct packet *packet, struct service *s
 		plan->destination = backend->address;
 		plan->destination_port = backend->port;
 	}
-	count_in(id, backend_id, packet->length);
+	plan->service = id;
+	plan->backend = backend_id;
 	return VERDICT_FORWARD;
 }
 
@@ -99,8 +104,19 @@ static __always_inline int plan_outbound(struct packet *packet, __u32 server, st
 	plan->source_port = service->port;
 	plan->destination = reply.client;
 	plan->destination_port = reply.port;
-	count_out(service_id, reply.backend, packet->length);
+	plan->service = service_id;
+	plan->backend = reply.backend;
+	plan->outbound = 1;
 	return VERDICT_FORWARD;
+}
+
+/* A packet that a hook has sent on: only once however many hooks have looked at it. */
+static __always_inline void count_sent(const struct packet *packet, const struct plan *plan)
+{
+	if (plan->outbound)
+		count_out(plan->service, plan->backend, packet->length);
+	else
+		count_in(plan->service, plan->backend, packet->length);
 }
 
 /* A packet with nothing to be found for it: what is for an address of ours, is for the stack if

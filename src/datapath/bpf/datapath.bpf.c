@@ -39,6 +39,8 @@ const volatile struct {
 	enum address_use use;
 	enum flow_flag flag;
 	enum event_kind kind;
+	enum leg_flag leg;
+	enum way_kind way;
 	struct event event;
 } types_for_rust;
 

@@ -304,8 +304,8 @@ static __noinline int go_on_half_open(struct packet *packet, const struct flow_k
 		return BEGIN_ANEW;
 	touch_flow(flow, packet);
 	if (packet->protocol != IPPROTO_TCP)
-		/* Of UDP the reply establishes, see reply_establishes; in DSR the second packet. */
-		return half ? GO_ON : establish(key, flow, &reply_key, NULL);
+		/* Of UDP the reply establishes, see reply_half_open; in DSR the second packet. */
+		return half || packet->handed_over ? GO_ON : establish(key, flow, &reply_key, NULL);
 	if (is_syn(packet) || (flow->flags & FLOW_RST)) {
 		bpf_map_update_elem(&half_flows, key, flow, BPF_ANY);
 		return GO_ON;

@@ -49,7 +49,8 @@ struct packet {
 	__u8 ttl;
 	/* enum drop_reason + 1 of what is wrong with it; 0: nothing. */
 	__u8 broken;
-	__u8 pad;
+	/* The XDP hook has decided on it already: its flow has seen it. */
+	__u8 handed_over;
 	/* Identification of the datagram that it is a fragment of. */
 	__u32 fragment_id;
 	/* The interface it came by. */

@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "handover.h"
 #include "rewrite.h"
 
 /* Since Linux 6.16; older kernels refuse it. */
@@ -86,8 +87,9 @@ static __always_inline int tc_forward(struct __sk_buff *skb, const struct packet
 SEC("tc")
 int baton_tc(struct __sk_buff *skb)
 {
-	struct packet packet = { .ifindex = skb->ifindex };
+	struct packet packet = { .ifindex = skb->ifindex, .handed_over = was_handed_over(skb) };
 	struct plan plan = {};
+	int action;
 	__u32 linear = skb->data_end - skb->data;
 
 	/* The kernel has taken the tag out before it calls us. */
@@ -98,7 +100,10 @@ int baton_tc(struct __sk_buff *skb)
 	switch (decide((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, &packet,
 		       &plan)) {
 	case VERDICT_FORWARD:
-		return tc_forward(skb, &packet, &plan);
+		action = tc_forward(skb, &packet, &plan);
+		if (action == TC_ACT_REDIRECT)
+			count_sent(&packet, &plan);
+		return action;
 	case VERDICT_PASS:
 		return TC_ACT_UNSPEC;
 	default:

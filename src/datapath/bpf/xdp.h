@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
  * The XDP hook: works with frames before there is a socket buffer, so checksums are whole and
- * there is no GSO. Route and neighbour come from one lookup (`bpf_fib_lookup`, which answers only
- * where the interface has `forwarding` on). What it can't send on by itself, a neighbour that has
- * to be looked for first above all, goes on to the TC hook unchanged, which sees it as if it came
- * by for the first time; only the counters of traffic have it twice.
+ * there is no GSO. Interface and Ethernet addresses come from maps (ways.h). What it can't send on
+ * by itself, a neighbour that has to be looked for first above all, is handed over to the TC hook
+ * unchanged (handover.h). Drops are counted by whichever hook drops, traffic by the one that sends.
+ *
+ * Frames may be jumbo ones in several buffers; headers are in the first.
  */
 #pragma once
 
+#include "handover.h"
 #include "rewrite.h"
+#include "ways.h"
 
 /* The transport checksum follows the change. UDP's 0 over IPv4 means that there is none. */
 static __always_inline int xdp_checksum(void *data, void *end, const struct packet *packet,
@@ -29,25 +32,14 @@ static __always_inline int xdp_checksum(void *data, void *end, const struct pack
 	return 0;
 }
 
-/* The way out: interface and Ethernet addresses. */
-static __always_inline long xdp_route(struct xdp_md *xdp, const struct packet *packet,
-				      const struct plan *plan, struct bpf_fib_lookup *fib)
+/* The destination's Ethernet address and our own; fails where TC has to see to it. */
+static __always_inline int xdp_way(const struct packet *packet, const struct plan *plan,
+				   struct way_out *way)
 {
-	const struct address *to = plan->mode == MODE_DSR_L2 ? &plan->next_hop : &plan->destination;
+	int direct = plan->mode == MODE_DSR_L2;
+	const struct address *to = direct ? &plan->next_hop : &plan->destination;
 
-	fib->l4_protocol = packet->protocol;
-	fib->tot_len = packet->length;
-	fib->ifindex = packet->ifindex;
-	if (packet->family == ETH_P_IP) {
-		fib->family = AF_INET;
-		fib->ipv4_src = plan->source.words[3];
-		fib->ipv4_dst = to->words[3];
-	} else {
-		fib->family = AF_INET6;
-		__builtin_memcpy(fib->ipv6_src, &plan->source, sizeof(fib->ipv6_src));
-		__builtin_memcpy(fib->ipv6_dst, to, sizeof(fib->ipv6_dst));
-	}
-	return bpf_fib_lookup(xdp, fib, sizeof(*fib), 0);
+	return find_way(packet, plan, to, direct, way);
 }
 
 static __always_inline int xdp_forward(struct xdp_md *xdp, const struct packet *packet,
@@ -55,13 +47,13 @@ static __always_inline int xdp_forward(struct xdp_md *xdp, const struct packet *
 {
 	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
 	struct ethhdr *ethernet = data;
-	struct bpf_fib_lookup fib = {};
 	struct change change = {};
+	struct way_out way;
 
 	if (plan->mode != MODE_NAT && plan->mode != MODE_DNAT && plan->mode != MODE_DSR_L2)
-		return XDP_PASS;
-	if (xdp_route(xdp, packet, plan, &fib) != BPF_FIB_LKUP_RET_SUCCESS)
-		return XDP_PASS;
+		return hand_over(xdp);
+	if (xdp_way(packet, plan, &way))
+		return hand_over(xdp);
 	if ((void *)(ethernet + 1) > end ||
 	    (plan->mode != MODE_DSR_L2 &&
 	     (rewrite_headers(data, end, packet, plan, &change) ||
@@ -69,21 +61,26 @@ static __always_inline int xdp_forward(struct xdp_md *xdp, const struct packet *
 		drop(DROP_REWRITE);
 		return XDP_DROP;
 	}
-	__builtin_memcpy(ethernet->h_dest, fib.dmac, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_source, fib.smac, ETH_ALEN);
-	if (fib.ifindex == packet->ifindex)
+	__builtin_memcpy(ethernet->h_dest, way.destination, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, way.source, ETH_ALEN);
+	count_sent(packet, plan);
+	if (plan->ifindex == packet->ifindex)
 		return XDP_TX;
-	return bpf_redirect(fib.ifindex, 0);
+	return bpf_redirect(plan->ifindex, 0);
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int baton_xdp(struct xdp_md *xdp)
 {
 	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
 	struct packet packet = { .ifindex = xdp->ingress_ifindex };
+	__u32 size = bpf_xdp_get_buff_len(xdp);
 	struct plan plan = {};
 
-	switch (decide(data, end, end - data, &packet, &plan)) {
+	/* Headers may go on in the next buffer, of which nothing can be seen here. */
+	if (end - data < PULL_BYTES && end - data < size)
+		return XDP_PASS;
+	switch (decide(data, end, size, &packet, &plan)) {
 	case VERDICT_FORWARD:
 		return xdp_forward(xdp, &packet, &plan);
 	case VERDICT_PASS:
