@@ -41,6 +41,8 @@ const DROP_REASONS: [&str; types::drop_reason::DROP_REASONS.0 as usize] = [
     "REWRITE",
     "TOO_BIG",
     "UNSUPPORTED",
+    "TINY_FRAGMENT",
+    "EARLY_FRAGMENT",
 ];
 
 /// Everything that is counted, since the maps were made.

@@ -277,6 +277,7 @@ fn pin_maps(open: &mut OpenDatapathSkel<'static>, folder: &Path) -> Result<(), E
         ("replies", &mut maps.replies),
         ("half_flows", &mut maps.half_flows),
         ("half_replies", &mut maps.half_replies),
+        ("fragments", &mut maps.fragments),
         ("drops", &mut maps.drops),
         ("service_traffic", &mut maps.service_traffic),
         ("backend_traffic", &mut maps.backend_traffic),

@@ -308,6 +308,8 @@ impl Registry {
             for backend in &pool.service.backends {
                 let nat = nat_address(&pool.service, backend.address.ip(), vips);
                 *wanted.entry(nat).or_default() |= types::address_use::ADDRESS_NAT.0;
+                let server = wanted.entry(backend.address.ip()).or_default();
+                *server |= types::address_use::ADDRESS_SERVER.0;
             }
         }
         for (address, uses) in &wanted {

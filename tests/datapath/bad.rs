@@ -170,15 +170,3 @@ fn other_peoples_packets_are_left_alone() {
         assert_eq!(kernel.fate_of_bytes(&bytes), Fate::Passed);
     }
 }
-
-#[test]
-fn later_fragments_are_for_the_stack_while_the_gate_is_open() {
-    let kernel = kernel();
-    let first = with_ipv4(&Packet::udp(CLIENT, VIP), |ip| ip.set_flags(1));
-    let later = with_ipv4(&Packet::udp(CLIENT, VIP), |ip| ip.set_fragment_offset(64));
-    assert!(matches!(kernel.fate_of_bytes(&later), Fate::Passed));
-    let (verdict, _) = kernel.run(&first);
-    assert_eq!(verdict, 7, "TC_ACT_REDIRECT");
-    kernel.gate.close();
-    assert_eq!(kernel.fate_of_bytes(&later), dropped(drop_reason::DROP_GATE_CLOSED));
-}

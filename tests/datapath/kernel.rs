@@ -117,6 +117,7 @@ impl Kernel {
         // The same server under one number, whatever service it is a backend of.
         let server = self.maps.servers.find(&key).unwrap().unwrap_or(u32::from(self.backends));
         self.maps.servers.set(&key, &server).unwrap();
+        self.maps.addresses.set(&address.ip().into(), &4).unwrap();
         let record = types::backend {
             address: address.ip().into(),
             nat: nat.into(),

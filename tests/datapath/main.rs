@@ -4,6 +4,7 @@ mod bad;
 mod collect;
 mod cost;
 mod flows;
+mod fragments;
 mod golden;
 mod kernel;
 mod packet;

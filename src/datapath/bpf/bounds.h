@@ -9,8 +9,8 @@
 #define SERVICES 1024
 /* Backends of all services together; ids are 16 bits, 0 is none. */
 #define BACKENDS 16384
-/* VIPs and NAT addresses. */
-#define ADDRESSES 1024
+/* VIPs, NAT addresses and those of servers. */
+#define ADDRESSES (1024 + BACKENDS)
 /* Slots of a schedule: a prime well above the number of backends. */
 #define SLOTS 65537
 /* Slots tried when the chosen backend has just gone and the schedule does not know it yet. */
@@ -29,6 +29,15 @@
 #define DEFAULT_FLOWS 131072
 /* Half-open flows; the loader sets it from `datapath.half_open_flows`. */
 #define DEFAULT_HALF_OPEN 32768
+/* Datagrams in fragments, under way at the same time. */
+#define FRAGMENTS 16384
+/* How long the first fragment's way holds for the later ones; see frag.h. */
+#define FRAGMENT_NS (2 * 1000000000ULL)
+/* Fragments that came ahead of their first and may be held: so many (all CPUs together, about)… */
+#define HOLDS 512
+/* … in each 2^27 ns, which is 134 ms. */
+#define HOLD_WINDOW_SHIFT 27
+
 /* Flows that one run of the collector looks at. */
 #define SWEEP 256
 
@@ -48,4 +57,6 @@ enum verdict {
 	VERDICT_DROP,
 	/* As the plan says. */
 	VERDICT_FORWARD,
+	/* A fragment that is ahead of its first: `hold_fragment` (frag.h), which gives another. */
+	VERDICT_HOLD,
 };

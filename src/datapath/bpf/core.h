@@ -11,25 +11,8 @@
 #include "gate.h"
 #include "icmp.h"
 #include "parse.h"
+#include "plan.h"
 #include "service.h"
-
-/* What becomes of a packet: `VERDICT_FORWARD` does this. */
-struct plan {
-	struct address source;
-	struct address destination;
-	__be16 source_port;
-	__be16 destination_port;
-	/* enum forward_mode */
-	__u32 mode;
-	/* Where it goes out; 0: the hook looks it up. */
-	__u32 ifindex;
-	/* In MODE_DSR_*: whom the Ethernet destination (or the outer header) is. */
-	struct address next_hop;
-	/* Whom it is counted for when it is sent on, and in which direction. */
-	__u32 service;
-	__u32 backend;
-	__u32 outbound;
-};
 
 static __always_inline int check_packet(struct packet *packet)
 {
@@ -128,9 +111,8 @@ static __always_inline int pass_or_drop(struct packet *packet, int closed)
 	return VERDICT_PASS;
 }
 
-/* The whole way; `plan` is set where the verdict is `VERDICT_FORWARD`. */
-static __always_inline int decide(void *data, void *end, __u32 size, struct packet *packet,
-				  struct plan *plan)
+static __always_inline int decide_packet(void *data, void *end, __u32 size,
+					 struct packet *packet, struct plan *plan)
 {
 	__u64 now = now_jiffies();
 	int closed = gate_is_closed(now);
@@ -145,8 +127,8 @@ static __always_inline int decide(void *data, void *end, __u32 size, struct pack
 	/* Its ports are not to be believed: is it for an address of ours at all? */
 	if (packet->broken)
 		return address_use(&packet->destination) ? drop(packet->broken - 1) : VERDICT_PASS;
-	if (packet->fragment == FRAGMENT_LATER && join_fragment(packet) != GO_ON)
-		return pass_or_drop(packet, closed);
+	if (packet->fragment == FRAGMENT_LATER)
+		return join_fragment(packet, plan, closed);
 	service = find_service(packet, &service_id);
 	if (service && service->mode != MODE_PROXY) {
 		if (closed)
@@ -169,4 +151,15 @@ static __always_inline int decide(void *data, void *end, __u32 size, struct pack
 	if (address_use(&packet->destination))
 		return drop(DROP_REPLY_NO_FLOW);
 	return VERDICT_PASS;
+}
+
+/* The whole way; `plan` is set where the verdict is `VERDICT_FORWARD`. */
+static __always_inline int decide(void *data, void *end, __u32 size, struct packet *packet,
+				  struct plan *plan)
+{
+	int verdict = decide_packet(data, end, size, packet, plan);
+
+	if (packet->fragment == FRAGMENT_FIRST)
+		note_first_fragment(packet, plan, verdict);
+	return verdict;
 }

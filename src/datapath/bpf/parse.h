@@ -111,11 +111,21 @@ static __always_inline int is_bad_source(const struct packet *packet)
 	       (!source->words[0] && !source->words[1] && !source->words[2] && last <= 1);
 }
 
+/* A first fragment must have all of the transport header (RFC 1858, RFC 7112): what decides must
+ * not come later. */
+static __always_inline enum drop_reason too_short(const struct packet *packet,
+						  enum drop_reason reason)
+{
+	return packet->fragment == FRAGMENT_FIRST ? DROP_TINY_FRAGMENT : reason;
+}
+
 static __always_inline int parse_tcp(void *data, void *end, struct packet *packet)
 {
 	struct tcphdr *tcp = data + (packet->l4 & L4_MASK);
 	__u32 header = packet->l4 - packet->l3;
 
+	if (packet->fragment == FRAGMENT_FIRST && packet->length < header + sizeof(*tcp))
+		return broken(packet, DROP_TINY_FRAGMENT);
 	if ((void *)(tcp + 1) > end)
 		return broken(packet, DROP_TRUNCATED);
 	packet->source_port = tcp->source;
@@ -123,12 +133,12 @@ static __always_inline int parse_tcp(void *data, void *end, struct packet *packe
 	packet->sequence = bpf_ntohl(tcp->seq);
 	packet->acknowledgement = bpf_ntohl(tcp->ack_seq);
 	packet->tcp_flags = ((__u8 *)tcp)[13];
-	/* A first fragment may hold less than the header; its receiver judges that. */
 	if (packet->length < header + sizeof(*tcp))
 		return broken(packet, DROP_BAD_LENGTH);
-	if (tcp->doff < 5 || (packet->fragment == FRAGMENT_NONE &&
-			      packet->length < header + tcp->doff * 4))
+	if (tcp->doff < 5)
 		return broken(packet, DROP_BAD_HEADER);
+	if (packet->length < header + tcp->doff * 4)
+		return broken(packet, too_short(packet, DROP_BAD_HEADER));
 	return GO_ON;
 }
 
@@ -138,6 +148,8 @@ static __always_inline int parse_udp(void *data, void *end, struct packet *packe
 	__u32 header = packet->l4 - packet->l3;
 	__u32 length;
 
+	if (packet->fragment == FRAGMENT_FIRST && packet->length < header + sizeof(*udp))
+		return broken(packet, DROP_TINY_FRAGMENT);
 	if ((void *)(udp + 1) > end)
 		return broken(packet, DROP_TRUNCATED);
 	packet->source_port = udp->source;
@@ -149,10 +161,16 @@ static __always_inline int parse_udp(void *data, void *end, struct packet *packe
 	return GO_ON;
 }
 
-static __always_inline int parse_transport(void *data, void *end, struct packet *packet)
+/* `offset`: of the fragment, in bytes; 0 of a whole packet. */
+static __always_inline int parse_transport(void *data, void *end, struct packet *packet,
+					   __u32 offset)
 {
-	if (packet->fragment == FRAGMENT_LATER)
+	if (packet->fragment == FRAGMENT_LATER) {
+		/* It would be written over the header of the first (RFC 3128). */
+		if (packet->protocol == IPPROTO_TCP && offset < sizeof(struct tcphdr))
+			return broken(packet, DROP_TINY_FRAGMENT);
 		return GO_ON;
+	}
 	if (packet->protocol == IPPROTO_TCP)
 		return parse_tcp(data, end, packet);
 	return parse_udp(data, end, packet);
@@ -212,13 +230,21 @@ static __always_inline int parse_ipv4(void *data, void *end, struct packet *pack
 		packet->fragment = FRAGMENT_LATER;
 	else if (fragment & IPV4_MORE_FRAGMENTS)
 		packet->fragment = FRAGMENT_FIRST;
-	return parse_transport(data, end, packet);
+	return parse_transport(data, end, packet, (fragment & IPV4_FRAGMENT_OFFSET) * 8);
+}
+
+/* Whether a header that is followed by another may stand there. */
+static __always_inline int is_extension(__u8 header)
+{
+	return header == IPPROTO_HOPOPTS || header == IPPROTO_ROUTING ||
+	       header == IPPROTO_DSTOPTS || header == IPPROTO_FRAGMENT;
 }
 
 static __always_inline int parse_ipv6(void *data, void *end, struct packet *packet, __u32 wire)
 {
 	struct ipv6hdr *ip = data + (packet->l3 & L3_MASK);
 	__u32 offset = packet->l3 + sizeof(*ip);
+	__u16 place = 0;
 	__u8 next;
 
 	if ((void *)(ip + 1) > end)
@@ -233,14 +259,12 @@ static __always_inline int parse_ipv6(void *data, void *end, struct packet *pack
 
 		if (next == IPPROTO_TCP || next == IPPROTO_UDP)
 			break;
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT)
+		if (!is_extension(next))
 			return VERDICT_PASS;
 		if ((void *)(extension + 1) > end)
 			return VERDICT_PASS;
 		if (next == IPPROTO_FRAGMENT) {
-			__u16 place = bpf_ntohs(extension->offset);
-
+			place = bpf_ntohs(extension->offset);
 			packet->fragment_id = bpf_ntohl(extension->id);
 			if (place & 0xfff8)
 				packet->fragment = FRAGMENT_LATER;
@@ -257,7 +281,9 @@ static __always_inline int parse_ipv6(void *data, void *end, struct packet *pack
 		if (packet->fragment == FRAGMENT_LATER)
 			break;
 	}
-	if (next != IPPROTO_TCP && next != IPPROTO_UDP)
+	/* Of a later fragment, `next` may be an extension header that only the first has. */
+	if (next != IPPROTO_TCP && next != IPPROTO_UDP &&
+	    !(packet->fragment == FRAGMENT_LATER && is_extension(next)))
 		return VERDICT_PASS;
 	packet->protocol = next;
 	packet->l4 = offset;
@@ -265,7 +291,7 @@ static __always_inline int parse_ipv6(void *data, void *end, struct packet *pack
 		return broken(packet, DROP_BAD_HEADER);
 	if (packet->length > wire || packet->length < offset - packet->l3)
 		return broken(packet, DROP_BAD_LENGTH);
-	return parse_transport(data, end, packet);
+	return parse_transport(data, end, packet, place & 0xfff8);
 }
 
 /* `size`: bytes of the whole packet, beyond `end` too where not all of it is linear. */

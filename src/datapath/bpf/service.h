@@ -47,6 +47,8 @@ enum address_use {
 	ADDRESS_VIP = 1,
 	/* Packets to backends come from it. */
 	ADDRESS_NAT = 2,
+	/* A server's: not ours. */
+	ADDRESS_SERVER = 4,
 };
 
 struct {
@@ -56,11 +58,19 @@ struct {
 	__uint(max_entries, ADDRESSES);
 } addresses SEC(".maps");
 
+/* What an address of ours is; 0: it is not ours. */
 static __always_inline __u32 address_use(struct address *address)
 {
 	__u32 *use = bpf_map_lookup_elem(&addresses, address);
 
-	return use ? *use : 0;
+	return use ? *use & (ADDRESS_VIP | ADDRESS_NAT) : 0;
+}
+
+static __always_inline int is_server_address(struct address *address)
+{
+	__u32 *use = bpf_map_lookup_elem(&addresses, address);
+
+	return use && *use & ADDRESS_SERVER;
 }
 
 /* The service that a packet is for, with its id; NULL: none. */

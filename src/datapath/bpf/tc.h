@@ -89,7 +89,7 @@ int baton_tc(struct __sk_buff *skb)
 {
 	struct packet packet = { .ifindex = skb->ifindex, .handed_over = was_handed_over(skb) };
 	struct plan plan = {};
-	int action;
+	int verdict, action;
 	__u32 linear = skb->data_end - skb->data;
 
 	/* The kernel has taken the tag out before it calls us. */
@@ -97,8 +97,11 @@ int baton_tc(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (linear < PULL_BYTES && linear < skb->len)
 		bpf_skb_pull_data(skb, skb->len < PULL_BYTES ? skb->len : PULL_BYTES);
-	switch (decide((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, &packet,
-		       &plan)) {
+	verdict = decide((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, &packet,
+			 &plan);
+	if (verdict == VERDICT_HOLD)
+		verdict = hold_fragment(skb, skb->len, &packet);
+	switch (verdict) {
 	case VERDICT_FORWARD:
 		action = tc_forward(skb, &packet, &plan);
 		if (action == TC_ACT_REDIRECT)

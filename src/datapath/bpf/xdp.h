@@ -76,11 +76,15 @@ int baton_xdp(struct xdp_md *xdp)
 	struct packet packet = { .ifindex = xdp->ingress_ifindex };
 	__u32 size = bpf_xdp_get_buff_len(xdp);
 	struct plan plan = {};
+	int verdict;
 
 	/* Headers may go on in the next buffer, of which nothing can be seen here. */
 	if (end - data < PULL_BYTES && end - data < size)
 		return XDP_PASS;
-	switch (decide(data, end, size, &packet, &plan)) {
+	verdict = decide(data, end, size, &packet, &plan);
+	if (verdict == VERDICT_HOLD)
+		verdict = hold_fragment(xdp, size, &packet);
+	switch (verdict) {
 	case VERDICT_FORWARD:
 		return xdp_forward(xdp, &packet, &plan);
 	case VERDICT_PASS:

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * What is to become of a packet: the core decides it, the hook carries it out. For fragments it is
+ * kept for a while (frag.h), so it holds all that the hook needs besides the packet.
+ */
+#pragma once
+
+#include "types.h"
+
+/* What becomes of a packet: `VERDICT_FORWARD` does this. */
+struct plan {
+	struct address source;
+	struct address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	/* enum forward_mode */
+	__u32 mode;
+	/* Where it goes out; 0: the hook looks it up. */
+	__u32 ifindex;
+	/* In MODE_DSR_*: whom the Ethernet destination (or the outer header) is. */
+	struct address next_hop;
+	/* Whom it is counted for when it is sent on, and in which direction. */
+	__u32 service;
+	__u32 backend;
+	__u32 outbound;
+};
