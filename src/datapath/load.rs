@@ -278,6 +278,7 @@ fn pin_maps(open: &mut OpenDatapathSkel<'static>, folder: &Path) -> Result<(), E
         ("half_flows", &mut maps.half_flows),
         ("half_replies", &mut maps.half_replies),
         ("fragments", &mut maps.fragments),
+        ("flow_counts", &mut maps.flow_counts),
         ("drops", &mut maps.drops),
         ("service_traffic", &mut maps.service_traffic),
         ("backend_traffic", &mut maps.backend_traffic),

@@ -100,6 +100,8 @@ pub struct Maps {
     pub half_flows: Table<types::flow_key, types::flow>,
     /// Their other direction.
     pub half_replies: Table<types::reply_key, types::half_reply>,
+    /// `flow_count` → count, per CPU.
+    pub flow_counts: Table<u32, u64>,
     /// Drop reason → count, per CPU.
     pub drops: Table<u32, u64>,
     /// Service id → traffic, per CPU.
@@ -129,6 +131,7 @@ impl Maps {
             replies: Table::new(&maps.replies)?,
             half_flows: Table::new(&maps.half_flows)?,
             half_replies: Table::new(&maps.half_replies)?,
+            flow_counts: Table::new(&maps.flow_counts)?,
             drops: Table::new(&maps.drops)?,
             service_traffic: Table::new(&maps.service_traffic)?,
             backend_traffic: Table::new(&maps.backend_traffic)?,

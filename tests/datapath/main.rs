@@ -7,6 +7,7 @@ mod flows;
 mod fragments;
 mod golden;
 mod kernel;
+mod numbers;
 mod packet;
 mod xdp;
 

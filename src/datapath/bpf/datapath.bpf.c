@@ -38,6 +38,8 @@ const volatile struct {
 	enum backend_state state;
 	enum address_use use;
 	enum flow_flag flag;
+	enum flow_count count;
+	enum on_down on_down;
 	enum event_kind kind;
 	enum leg_flag leg;
 	enum way_kind way;

@@ -21,6 +21,8 @@
 #include "counters.h"
 #include "events.h"
 #include "hash.h"
+#include "lifetimes.h"
+#include "numbers.h"
 #include "select.h"
 #include "types.h"
 
@@ -90,7 +92,7 @@ static __always_inline __u32 timeout_of(const struct service *service, __u8 in, 
 {
 	if (flow_is_closed(in, out))
 		return service->closed_timeout;
-	if ((in | out) & FLOW_FIN)
+	if ((in | out) & (FLOW_FIN | FLOW_DOUBT))
 		return service->half_close_timeout;
 	return service->idle_timeout;
 }
@@ -101,39 +103,22 @@ static __always_inline int is_syn(struct packet *packet)
 	       (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
 }
 
-static __always_inline __u8 flags_shown(struct packet *packet)
-{
-	__u8 flags = 0;
-
-	if (packet->protocol != IPPROTO_TCP)
-		return 0;
-	if (packet->tcp_flags & TCP_FIN)
-		flags |= FLOW_FIN;
-	if (packet->tcp_flags & TCP_RST)
-		flags |= FLOW_RST;
-	return flags;
-}
-
 /* Notes a packet of the client's. Writes only what changes, to leave the cache line alone. */
-static __always_inline void touch_flow(struct flow *flow, struct packet *packet)
+static __always_inline void touch_flow(struct flow *flow, const struct packet *packet)
 {
-	__u8 flags = flags_shown(packet);
-
 	if (flow->seen != packet->now)
 		flow->seen = packet->now;
-	if ((flow->flags & flags) != flags)
-		flow->flags |= flags;
+	if (packet->protocol == IPPROTO_TCP)
+		note_segment(&flow->numbers, &flow->flags, packet);
 }
 
 /* The same, of the backend's. */
-static __always_inline void touch_reply(struct reply *reply, struct packet *packet)
+static __always_inline void touch_reply(struct reply *reply, const struct packet *packet)
 {
-	__u8 flags = flags_shown(packet);
-
 	if (reply->seen != packet->now)
 		reply->seen = packet->now;
-	if ((reply->flags & flags) != flags)
-		reply->flags |= flags;
+	if (packet->protocol == IPPROTO_TCP)
+		note_segment(&reply->numbers, &reply->flags, packet);
 }
 
 struct port_search {
@@ -228,13 +213,19 @@ static __noinline int open_flow(struct packet *packet, const struct flow_key *ke
 	flow->flags = 0;
 	flow->seen = packet->now;
 	flow->began = packet->now;
+	flow->numbers.end = packet->sequence_end;
+	flow->numbers.acknowledged = 0;
 	if (service->mode == MODE_NAT)
 		verdict = open_nat(key, service, backend, packet, flow);
 	else if (service->mode == MODE_DNAT)
 		verdict = open_dnat(key, service, backend, packet, flow);
 	if (verdict != GO_ON)
 		return verdict;
-	bpf_map_update_elem(&half_flows, key, flow, BPF_ANY);
+	if (bpf_map_update_elem(&half_flows, key, flow, BPF_NOEXIST) == -EEXIST) {
+		bpf_map_update_elem(&half_flows, key, flow, BPF_ANY);
+		count_flow(FLOWS_REPLACED);
+	}
+	count_flow(FLOWS_BEGUN);
 	count_begun(service_id, backend_id);
 	return GO_ON;
 }
@@ -264,6 +255,7 @@ static __noinline int establish(const struct flow_key *key, const struct flow *f
 	if (half)
 		bpf_map_delete_elem(&half_replies, reply_key);
 	bpf_map_delete_elem(&half_flows, key);
+	count_flow(FLOWS_ESTABLISHED);
 	count_established(key->service, flow->backend);
 	emit(EVENT_ESTABLISHED, key, flow);
 	return GO_ON;
@@ -280,9 +272,10 @@ static __always_inline int confirms(const struct half_reply *half, struct packet
 /* Instead of a verdict: what is there of the flow can't be gone on with. */
 #define BEGIN_ANEW -1
 
-/* A client's packet of a flow that is half-open. `flow` is a copy. */
+/* A client's packet of a flow that is half-open; `found` becomes a copy. */
 static __noinline int go_on_half_open(struct packet *packet, const struct flow_key *key,
-				      const struct service *service, struct flow *flow)
+				      const struct service *service, struct flow *flow,
+				      struct flow *found)
 {
 	__u32 backend_id = flow->backend;
 	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
@@ -300,19 +293,31 @@ static __noinline int go_on_half_open(struct packet *packet, const struct flow_k
 			return BEGIN_ANEW;
 	}
 	/* Its backend has gone before it came to anything. */
-	if ((is_syn(packet) || packet->protocol == IPPROTO_UDP) && backend->state != BACKEND_UP)
+	if ((is_syn(packet) || packet->protocol == IPPROTO_UDP) && backend->state != BACKEND_UP) {
+		if (half)
+			bpf_map_delete_elem(&half_replies, &reply_key);
 		return BEGIN_ANEW;
+	}
 	touch_flow(flow, packet);
+	if (is_syn(packet)) {
+		/* Once more, or another try from the same port. */
+		flow->flags = 0;
+		flow->numbers.end = packet->sequence_end;
+	} else if ((packet->tcp_flags & TCP_RST) &&
+		   (packet->sequence == flow->numbers.end ||
+		    (half && packet->sequence == half->reply.numbers.acknowledged))) {
+		flow->flags |= FLOW_RST;
+	}
+	*found = *flow;
 	if (packet->protocol != IPPROTO_TCP)
 		/* Of UDP the reply establishes, see reply_half_open; in DSR the second packet. */
-		return half || packet->handed_over ? GO_ON : establish(key, flow, &reply_key, NULL);
-	if (is_syn(packet) || (flow->flags & FLOW_RST)) {
-		bpf_map_update_elem(&half_flows, key, flow, BPF_ANY);
+		return half || packet->handed_over ? GO_ON
+						   : establish(key, found, &reply_key, NULL);
+	if (is_syn(packet) || (packet->tcp_flags & TCP_RST) || (flow->flags & FLOW_RST))
 		return GO_ON;
-	}
 	if (half && !confirms(half, packet))
 		return drop(DROP_HANDSHAKE);
-	return establish(key, flow, &reply_key, half);
+	return establish(key, found, &reply_key, half);
 }
 
 /* Removes both directions of a flow. */
@@ -354,6 +359,85 @@ static __noinline int takes_over_from(const struct flow_key *key, const struct f
 	return flow_is_closed(flow->flags, reply_flags(key, flow, service));
 }
 
+/* The client's RST on an established flow. */
+static __noinline void reset_by_client(const struct packet *packet, const struct flow_key *key,
+				       const struct service *service, struct flow *flow)
+{
+	__u32 backend_id = flow->backend;
+	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
+	struct reply_key reply_key;
+	struct reply *reply;
+
+	if (!backend)
+		return;
+	if (!mode_has_replies(service->mode)) {
+		/* What the client itself has sent is all that there is to go by. */
+		if (flow->flags & FLOW_LEARNT)
+			flow->flags |= FLOW_DOUBT;
+		else if (packet->sequence == flow->numbers.end)
+			flow->flags |= FLOW_RST;
+		else
+			count_flow(RESETS_DISBELIEVED);
+		return;
+	}
+	reply_key = reply_key_of(key, service, backend, flow->nat_port);
+	reply = bpf_map_lookup_elem(&replies, &reply_key);
+	if (!reply)
+		return;
+	switch (judge_reset(packet, &flow->numbers, &reply->numbers, reply->flags)) {
+	case BELIEVED:
+		flow->flags |= FLOW_RST;
+		break;
+	case DOUBTED:
+		reply->flags |= FLOW_DOUBT;
+		break;
+	default:
+		break;
+	}
+}
+
+static __always_inline struct flow_key flow_key_of_reply(const struct reply *reply)
+{
+	struct flow_key key = {
+		.client = reply->client,
+		.port = reply->port,
+		.service = reply->service,
+	};
+	return key;
+}
+
+/* The backend's RST on an established flow, or its SYN+ACK. That one comes where the backend has
+ * forgotten the connection, and the client begins anew from the same port: both ends' numbers are
+ * others from here on. */
+static __noinline void turn_by_backend(const struct packet *packet, struct reply *reply)
+{
+	struct flow_key key = flow_key_of_reply(reply);
+	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
+
+	if (!flow || (reply->flags & FLOW_ENDED))
+		return;
+	if (packet->tcp_flags & TCP_SYN) {
+		reply->numbers.acknowledged = packet->acknowledgement;
+		/* Sent once more. */
+		if (packet->sequence_end == reply->numbers.end)
+			return;
+		reply->numbers.end = packet->sequence_end;
+		reply->flags = FLOW_SYN_ACK;
+		flow->flags = FLOW_LEARNT;
+		return;
+	}
+	switch (judge_reset(packet, &reply->numbers, &flow->numbers, flow->flags)) {
+	case BELIEVED:
+		reply->flags |= FLOW_RST;
+		break;
+	case DOUBTED:
+		flow->flags |= FLOW_DOUBT;
+		break;
+	default:
+		break;
+	}
+}
+
 /* A packet of a flow that is not established. */
 static __always_inline int flow_slow(struct packet *packet, const struct flow_key *key,
 				     const struct service *service, struct flow *found)
@@ -362,8 +446,7 @@ static __always_inline int flow_slow(struct packet *packet, const struct flow_ke
 	int verdict;
 
 	if (half) {
-		*found = *half;
-		verdict = go_on_half_open(packet, key, service, found);
+		verdict = go_on_half_open(packet, key, service, half, found);
 		if (verdict != BEGIN_ANEW)
 			return verdict;
 	}
@@ -380,6 +463,8 @@ static __always_inline int find_flow(struct packet *packet, const struct flow_ke
 		*found = *flow;
 		if (!is_syn(packet) || !takes_over_from(key, found, service)) {
 			touch_flow(flow, packet);
+			if (packet->tcp_flags & TCP_RST)
+				reset_by_client(packet, key, service, flow);
 			return GO_ON;
 		}
 		remove_flow(key, found, service);
@@ -392,24 +477,26 @@ static __noinline int reply_half_open(struct packet *packet, const struct reply_
 				      struct reply *found)
 {
 	struct half_reply *half = bpf_map_lookup_elem(&half_replies, key);
-	struct flow_key flow_key = {};
+	struct flow_key flow_key;
 	struct flow *flow;
 	struct flow copy;
 
 	if (!half)
 		return VERDICT_PASS;
 	touch_reply(&half->reply, packet);
-	if (packet->protocol == IPPROTO_TCP &&
-	    (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)) {
+	/* Without an ACK where both ends open at the same time (RFC 9293 §3.5). */
+	if (packet->tcp_flags & TCP_SYN) {
 		half->isn = packet->sequence;
-		half->reply.flags |= FLOW_SYN_ACK;
+		half->reply.flags = FLOW_SYN_ACK;
+		half->reply.numbers.end = packet->sequence_end;
+		half->reply.numbers.acknowledged = packet->acknowledgement;
+	} else if (packet->tcp_flags & TCP_RST) {
+		half->reply.flags |= FLOW_RST;
 	}
 	*found = half->reply;
 	if (packet->protocol == IPPROTO_TCP)
 		return GO_ON;
-	flow_key.client = half->reply.client;
-	flow_key.port = half->reply.port;
-	flow_key.service = half->reply.service;
+	flow_key = flow_key_of_reply(&half->reply);
 	flow = bpf_map_lookup_elem(&half_flows, &flow_key);
 	if (!flow)
 		return drop(DROP_STALE);
@@ -430,6 +517,8 @@ static __always_inline int find_reply(struct packet *packet, __u32 server, struc
 	if (!reply)
 		return reply_half_open(packet, &key, found);
 	touch_reply(reply, packet);
+	if (packet->tcp_flags & (TCP_RST | TCP_SYN))
+		turn_by_backend(packet, reply);
 	*found = *reply;
 	return GO_ON;
 }

@@ -43,6 +43,8 @@ struct packet {
 	/* Of TCP, host order. */
 	__u32 sequence;
 	__u32 acknowledgement;
+	/* The number after its last byte; SYN and FIN count as one. */
+	__u32 sequence_end;
 	/* Low byte of TCP's flags. */
 	__u8 tcp_flags;
 	/* TTL or hop limit. */
@@ -139,6 +141,8 @@ static __always_inline int parse_tcp(void *data, void *end, struct packet *packe
 		return broken(packet, DROP_BAD_HEADER);
 	if (packet->length < header + tcp->doff * 4)
 		return broken(packet, too_short(packet, DROP_BAD_HEADER));
+	packet->sequence_end = packet->sequence + packet->length - header - tcp->doff * 4 +
+			       !!(packet->tcp_flags & TCP_SYN) + !!(packet->tcp_flags & TCP_FIN);
 	return GO_ON;
 }
 

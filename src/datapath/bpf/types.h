@@ -47,6 +47,15 @@ enum select_by {
 	SELECT_RANDOM = 2,
 };
 
+/* What becomes of the flows of a backend that is down or gone. (Where they are to stay, userspace
+ * calls it drained.) */
+enum on_down {
+	/* Their clients are told: a RST, an ICMP error. */
+	ON_DOWN_RESET = 0,
+	/* They go to another backend; TCP, which no other backend would know, is reset. */
+	ON_DOWN_REMAP = 1,
+};
+
 /* A service; element `id` of `service_table`. */
 struct service {
 	struct address vip;
@@ -56,7 +65,9 @@ struct service {
 	__u8 mode;
 	/* enum select_by */
 	__u8 select;
-	__u8 pad[3];
+	/* enum on_down */
+	__u8 on_down;
+	__u8 pad[2];
 	/* From VIP, port and protocol, so the same on every node. */
 	__u64 seed;
 	/* Where the VIP is: the way to a client whose own is not known yet. */
@@ -76,7 +87,7 @@ enum backend_state {
 	BACKEND_UP = 1,
 	/* Keeps its flows, gets no new ones. */
 	BACKEND_DRAINED = 2,
-	/* Down or disabled: its flows are dropped. */
+	/* Down or disabled: its flows go the way of `service.on_down`. */
 	BACKEND_DOWN = 3,
 };
 
@@ -119,11 +130,24 @@ enum flow_flag {
 	FLOW_RST = 2,
 	/* Reply only: the backend's SYN+ACK was seen, `isn` is right. */
 	FLOW_SYN_ACK = 4,
-	/* Learnt from a peer; no packet was seen here yet. */
+	/* Learnt from a peer, or begun anew between its ends: no packet was seen here yet, and
+	 * `numbers` mean nothing until then. */
 	FLOW_LEARNT = 8,
+	/* Ended here, by its backend's leaving or by the operator: whoever goes on gets a RST. */
+	FLOW_ENDED = 16,
+	/* The other end seems to have reset the flow; this one has not been heard since. */
+	FLOW_DOUBT = 32,
 };
 
-/* The state of a flow: element of `flows` and `half_flows`. 16 bytes. */
+/* Of the TCP segments of one direction, in the host's byte order; see numbers.h. */
+struct numbers {
+	/* One past the last byte sent. */
+	__u32 end;
+	/* The last acknowledgement: where the other direction's next byte belongs. */
+	__u32 acknowledged;
+};
+
+/* The state of a flow: element of `flows` and `half_flows`. 24 bytes. */
 struct flow {
 	__u16 backend;
 	/* In MODE_NAT the source port towards the backend; otherwise the client's own. */
@@ -135,6 +159,8 @@ struct flow {
 	__u32 seen;
 	/* When the flow began. */
 	__u32 began;
+	/* Of the client's segments. */
+	struct numbers numbers;
 };
 
 /* A flow in the reply's direction: where the backend sends to, and which server it is. */
@@ -146,7 +172,7 @@ struct reply_key {
 	__u16 pad;
 };
 
-/* What a reply needs; element of `replies`. 32 bytes. */
+/* What a reply needs; element of `replies`. 40 bytes. */
 struct reply {
 	struct address client;
 	__be16 port;
@@ -159,6 +185,8 @@ struct reply {
 	__u32 ifindex;
 	/* When the backend's last packet came. */
 	__u32 seen;
+	/* Of the backend's segments. */
+	struct numbers numbers;
 };
 
 /* The same before the flow is established; element of `half_replies`. */
