@@ -39,7 +39,7 @@ records! {
     address = 16,
     service_key = 20,
     service = 56,
-    backend = 48,
+    backend = 52,
     server_key = 20,
     flow_key = 20,
     flow = 24,

@@ -15,7 +15,7 @@ use libbpf_rs::Result as BpfResult;
 use super::clock::Clock;
 use super::load::Error;
 use super::maps::Maps;
-use super::routes;
+use super::routes::{self, Way};
 use super::skeleton::types;
 use crate::maglev;
 use crate::pool::{Admin, Health, Member, Pool};
@@ -31,6 +31,8 @@ pub(super) const CLOSED_HURRIED: Duration = Duration::from_secs(1);
 /// As in bounds.h; id 0 is no backend.
 pub(super) const BACKENDS: u32 = 16384;
 pub(super) const SERVICES: u32 = 1024;
+
+const IPIP: Mode = Mode::Dsr { kind: Dsr::Ipip };
 
 /// A service by what makes it the same one.
 type ServiceName = (SocketAddr, Protocol);
@@ -170,18 +172,22 @@ impl Registry {
             let before = self.states_before(id, pool).map_err(write())?;
             for (member, state) in pool.members.iter().zip(states(pool, &before)) {
                 let address = member.backend.address;
-                let ifindex = self.way_to(address.ip());
-                applied.interfaces.extend(ifindex);
+                let way = self.way_to(address.ip());
+                applied.interfaces.extend(way.map(|way| way.ifindex));
                 let number = self.backend_number(id, address)?;
                 backends.insert(number);
                 let record = types::backend {
                     address: address.ip().into(),
-                    nat: nat_address(service, address.ip(), vips).into(),
+                    nat: match (service.mode, way) {
+                        (IPIP, Some(way)) => way.source.into(),
+                        _ => nat_address(service, address.ip(), vips).into(),
+                    },
                     port: address.port().to_be(),
                     state: state.0 as u8,
                     server: self.server_number(address, service.protocol)?,
-                    ifindex: ifindex.unwrap_or(0),
+                    ifindex: way.map_or(0, |way| way.ifindex),
                     service: id,
+                    mtu: way.map_or(0, |way| way.mtu),
                     ..Default::default()
                 };
                 self.maps.backend_table.set(&number, &record).map_err(write())?;
@@ -250,14 +256,14 @@ impl Registry {
         Ok(id)
     }
 
-    /// The interface towards an address; what changes about that is said.
-    fn way_to(&mut self, address: IpAddr) -> Option<u32> {
-        match routes::interface_to(address) {
-            Ok(ifindex) => {
+    /// The way to an address; whether there is one is said when it changes.
+    fn way_to(&mut self, address: IpAddr) -> Option<Way> {
+        match routes::way_to(address) {
+            Ok(way) => {
                 if self.unreachable.remove(&address) {
                     tracing::info!(%address, "there is a route to the backend again");
                 }
-                Some(ifindex)
+                Some(way)
             }
             Err(error) => {
                 if self.unreachable.insert(address) {
@@ -304,7 +310,10 @@ impl Registry {
         for vip in vips {
             *wanted.entry(vip.address).or_default() |= types::address_use::ADDRESS_VIP.0;
         }
-        for pool in pools {
+        // In dsr no packet for us comes from a backend.
+        let rewritten =
+            pools.iter().filter(|pool| matches!(pool.service.mode, Mode::Passthrough { .. }));
+        for pool in rewritten {
             for backend in &pool.service.backends {
                 let nat = nat_address(&pool.service, backend.address.ip(), vips);
                 *wanted.entry(nat).or_default() |= types::address_use::ADDRESS_NAT.0;

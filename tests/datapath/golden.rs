@@ -35,10 +35,12 @@ pub(crate) const LABS: [Lab; 2] = [
     },
 ];
 
-pub(crate) const MODES: [(&str, forward_mode); 3] = [
+pub(crate) const MODES: [(&str, forward_mode); 5] = [
     ("passthrough/vip", forward_mode::MODE_NAT),
     ("passthrough/client", forward_mode::MODE_DNAT),
     ("dsr/l2", forward_mode::MODE_DSR_L2),
+    ("dsr/ipip", forward_mode::MODE_DSR_IPIP),
+    ("dsr/nat", forward_mode::MODE_DSR_NAT),
 ];
 
 #[test]

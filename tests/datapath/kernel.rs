@@ -139,6 +139,14 @@ impl Kernel {
         self.maps.backend_table.set(&id, &record).unwrap();
     }
 
+    /// How long a packet the way to a backend takes.
+    pub(crate) fn set_mtu(&self, backend: u16, mtu: u32) {
+        let id = u32::from(backend);
+        let mut record = self.maps.backend_table.find(&id).unwrap().unwrap();
+        record.mtu = mtu;
+        self.maps.backend_table.set(&id, &record).unwrap();
+    }
+
     /// How often a reason was counted, over all CPUs.
     pub(crate) fn drops(&self, reason: types::drop_reason) -> u64 {
         self.maps.drops.find_per_cpu(&reason.0).unwrap().iter().sum()

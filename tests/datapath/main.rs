@@ -3,6 +3,7 @@
 mod bad;
 mod collect;
 mod cost;
+mod encap;
 mod flows;
 mod fragments;
 mod golden;

@@ -149,8 +149,12 @@ impl Packet {
     }
 
     /// Takes bytes apart, and holds every length and checksum against what it should be. A UDP
-    /// checksum of 0 (none, IPv4 only) is let through.
+    /// checksum of 0 (none, IPv4 only) is let through. Of a packet that carries another one, that
+    /// other one.
     pub(crate) fn read(bytes: &[u8]) -> Self {
+        if let Some(carried) = carried(bytes) {
+            return Self::read(&carried);
+        }
         let ethernet = EthernetPacket::new(bytes).unwrap();
         let (from, to, ttl, payload) = match ethernet.get_ethertype() {
             EtherTypes::Ipv4 => {
@@ -196,6 +200,34 @@ impl Packet {
             transport: Transport::Udp,
         }
     }
+}
+
+/// The packet that another carries, behind an Ethernet header.
+pub(crate) fn carried(bytes: &[u8]) -> Option<Vec<u8>> {
+    let ethernet = EthernetPacket::new(bytes).unwrap();
+    let (next, size) = match ethernet.get_ethertype() {
+        EtherTypes::Ipv4 => {
+            let ip = Ipv4Packet::new(ethernet.payload())?;
+            assert_eq!(ip.get_checksum(), ipv4::checksum(&ip), "IPv4 checksum");
+            assert_eq!(usize::from(ip.get_total_length()), ethernet.payload().len());
+            (ip.get_next_level_protocol(), IPV4)
+        }
+        EtherTypes::Ipv6 => {
+            let ip = Ipv6Packet::new(ethernet.payload())?;
+            assert_eq!(usize::from(ip.get_payload_length()), ethernet.payload().len() - IPV6);
+            (ip.get_next_header(), IPV6)
+        }
+        _ => return None,
+    };
+    let ethertype = match next {
+        IpNextHeaderProtocols::Ipv4 => EtherTypes::Ipv4,
+        IpNextHeaderProtocols::Ipv6 => EtherTypes::Ipv6,
+        _ => return None,
+    };
+    let mut frame = bytes[..ETHERNET].to_vec();
+    frame[12..].copy_from_slice(&ethertype.0.to_be_bytes());
+    frame.extend(&bytes[ETHERNET + size..]);
+    Some(frame)
 }
 
 fn tcp_checksum(tcp: &TcpPacket<'_>, from: IpAddr, to: IpAddr) -> u16 {

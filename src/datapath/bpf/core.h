@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "encap.h"
 #include "flow.h"
 #include "frag.h"
 #include "gate.h"
@@ -57,12 +58,18 @@ static __always_inline int plan_inbound(struct packet *packet, struct service *s
 		plan->source = backend->nat;
 		plan->source_port = flow.nat_port;
 	}
-	if (service->mode == MODE_NAT || service->mode == MODE_DNAT) {
+	if (service->mode == MODE_NAT || service->mode == MODE_DNAT ||
+	    service->mode == MODE_DSR_NAT) {
 		plan->destination = backend->address;
 		plan->destination_port = backend->port;
 	}
 	plan->service = id;
 	plan->backend = backend_id;
+	if (service->mode == MODE_DSR_IPIP) {
+		verdict = plan_encapsulation(packet, backend, plan);
+		if (verdict != GO_ON)
+			return verdict;
+	}
 	return VERDICT_FORWARD;
 }
 

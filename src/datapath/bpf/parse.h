@@ -53,12 +53,16 @@ struct packet {
 	__u8 broken;
 	/* The XDP hook has decided on it already: its flow has seen it. */
 	__u8 handed_over;
+	/* Bytes of TCP's header, with options. */
+	__u8 tcp_header;
 	/* Identification of the datagram that it is a fragment of. */
 	__u32 fragment_id;
 	/* The interface it came by. */
 	__u32 ifindex;
 	/* Low 32 bits of jiffies64. */
 	__u32 now;
+	/* Payload of each segment that it will be cut into (GSO); 0: it stays whole. */
+	__u32 segment;
 };
 
 #define TCP_FIN 0x01
@@ -135,6 +139,7 @@ static __always_inline int parse_tcp(void *data, void *end, struct packet *packe
 	packet->sequence = bpf_ntohl(tcp->seq);
 	packet->acknowledgement = bpf_ntohl(tcp->ack_seq);
 	packet->tcp_flags = ((__u8 *)tcp)[13];
+	packet->tcp_header = tcp->doff * 4;
 	if (packet->length < header + sizeof(*tcp))
 		return broken(packet, DROP_BAD_LENGTH);
 	if (tcp->doff < 5)

@@ -17,6 +17,12 @@ struct change {
 	__u64 ports;
 };
 
+/* A DSCP for local use (RFC 2474, pool 2), best effort for who looks at precedence alone. The
+ * backend of a MODE_DSR_NAT service knows by it which packets came through a relay. */
+#define DSCP_RELAYED 3
+#define TOS_RELAYED (DSCP_RELAYED << 2)
+#define TOS_ECN 0x03
+
 static __always_inline void rewrite_ipv4(struct iphdr *ip, const struct plan *plan,
 					 struct change *change)
 {
@@ -28,6 +34,12 @@ static __always_inline void rewrite_ipv4(struct iphdr *ip, const struct plan *pl
 	ip->saddr = plan->source.words[3];
 	ip->daddr = plan->destination.words[3];
 	ip->ttl--;
+	if (plan->mode == MODE_DSR_NAT) {
+		__u8 tos = TOS_RELAYED | (ip->tos & TOS_ECN);
+
+		sum = difference(sum, bpf_htons(ip->tos), bpf_htons(tos));
+		ip->tos = tos;
+	}
 	ip->check = adjust(ip->check, sum + fold32(change->pseudo));
 }
 
@@ -40,6 +52,11 @@ static __always_inline void rewrite_ipv6(struct ipv6hdr *ip, const struct packet
 	__builtin_memcpy(&ip->saddr, &plan->source, sizeof(plan->source));
 	__builtin_memcpy(&ip->daddr, &plan->destination, sizeof(plan->destination));
 	ip->hop_limit--;
+	if (plan->mode == MODE_DSR_NAT) {
+		__be32 *first = (__be32 *)ip;
+
+		*first = (*first & bpf_htonl(0xf03fffff)) | bpf_htonl(TOS_RELAYED << 20);
+	}
 }
 
 /* Network header and ports. Fails where the headers are not all within reach, which parse.h has

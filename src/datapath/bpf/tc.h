@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "encap.h"
 #include "handover.h"
 #include "rewrite.h"
 
@@ -70,9 +71,12 @@ static __always_inline int tc_forward(struct __sk_buff *skb, const struct packet
 	 * had come to it directly. */
 	if (plan->mode == MODE_DSR_L2)
 		return tc_redirect_to(packet, plan);
-	if (plan->mode != MODE_NAT && plan->mode != MODE_DNAT) {
-		drop(DROP_UNSUPPORTED);
-		return TC_ACT_SHOT;
+	if (plan->mode == MODE_DSR_IPIP) {
+		if (tc_encapsulate(skb, packet, plan)) {
+			drop(DROP_REWRITE);
+			return TC_ACT_SHOT;
+		}
+		return bpf_redirect_neigh(plan->ifindex, NULL, 0, 0);
 	}
 	if (rewrite_headers((void *)(long)skb->data, (void *)(long)skb->data_end, packet, plan,
 			    &change) ||
@@ -87,7 +91,11 @@ static __always_inline int tc_forward(struct __sk_buff *skb, const struct packet
 SEC("tc")
 int baton_tc(struct __sk_buff *skb)
 {
-	struct packet packet = { .ifindex = skb->ifindex, .handed_over = was_handed_over(skb) };
+	struct packet packet = {
+		.ifindex = skb->ifindex,
+		.segment = skb->gso_size,
+		.handed_over = was_handed_over(skb),
+	};
 	struct plan plan = {};
 	int verdict, action;
 	__u32 linear = skb->data_end - skb->data;

@@ -94,7 +94,8 @@ enum backend_state {
 /* A backend of a service; element `id` of `backend_table`. Id 0 is none. */
 struct backend {
 	struct address address;
-	/* What packets to it come from, in MODE_NAT: a VIP. */
+	/* What packets to it come from: in MODE_NAT a VIP, in MODE_DSR_IPIP this node's own address
+	 * towards it (the outer header's). */
 	struct address nat;
 	__be16 port;
 	/* enum backend_state */
@@ -107,6 +108,8 @@ struct backend {
 	__u32 ifindex;
 	/* Its service. */
 	__u32 service;
+	/* Longest packet that the way to it takes, in bytes; 0: not known. */
+	__u32 mtu;
 };
 
 /* A server's address as packets from it show it; the key of `servers`, whose value is the number. */

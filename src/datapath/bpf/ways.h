@@ -97,7 +97,7 @@ static __noinline int find_way(const struct packet *packet, const struct plan *p
 	struct leg *leg = bpf_map_lookup_elem(&legs, &ifindex);
 	struct neighbour *neighbour;
 
-	if (!leg || packet->length > leg->mtu ||
+	if (!leg || packet->length + plan->outer > leg->mtu ||
 	    (ifindex != packet->ifindex && !(leg->flags & LEG_REDIRECT)))
 		return -1;
 	if (!direct) {

@@ -9,6 +9,7 @@
  */
 #pragma once
 
+#include "encap.h"
 #include "handover.h"
 #include "rewrite.h"
 #include "ways.h"
@@ -42,6 +43,14 @@ static __always_inline int xdp_way(const struct packet *packet, const struct pla
 	return find_way(packet, plan, to, direct, way);
 }
 
+static __always_inline int xdp_send(const struct packet *packet, const struct plan *plan)
+{
+	count_sent(packet, plan);
+	if (plan->ifindex == packet->ifindex)
+		return XDP_TX;
+	return bpf_redirect(plan->ifindex, 0);
+}
+
 static __always_inline int xdp_forward(struct xdp_md *xdp, const struct packet *packet,
 				       const struct plan *plan)
 {
@@ -50,10 +59,15 @@ static __always_inline int xdp_forward(struct xdp_md *xdp, const struct packet *
 	struct change change = {};
 	struct way_out way;
 
-	if (plan->mode != MODE_NAT && plan->mode != MODE_DNAT && plan->mode != MODE_DSR_L2)
-		return hand_over(xdp);
 	if (xdp_way(packet, plan, &way))
 		return hand_over(xdp);
+	if (plan->mode == MODE_DSR_IPIP) {
+		if (xdp_encapsulate(xdp, packet, plan, way.destination, way.source)) {
+			drop(DROP_REWRITE);
+			return XDP_DROP;
+		}
+		return xdp_send(packet, plan);
+	}
 	if ((void *)(ethernet + 1) > end ||
 	    (plan->mode != MODE_DSR_L2 &&
 	     (rewrite_headers(data, end, packet, plan, &change) ||
@@ -63,10 +77,7 @@ static __always_inline int xdp_forward(struct xdp_md *xdp, const struct packet *
 	}
 	__builtin_memcpy(ethernet->h_dest, way.destination, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_source, way.source, ETH_ALEN);
-	count_sent(packet, plan);
-	if (plan->ifindex == packet->ifindex)
-		return XDP_TX;
-	return bpf_redirect(plan->ifindex, 0);
+	return xdp_send(packet, plan);
 }
 
 SEC("xdp.frags")
