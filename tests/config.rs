@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use baton::config::Config;
 use baton::config::system::System;
 use baton::lab::netns::Netns;
+use baton::service::{Dsr, Mode};
 use proptest::prelude::*;
 
 fn root() -> &'static Path {
@@ -187,7 +188,9 @@ fn hold(text: &str) {
     for service in &config.services {
         assert!(!service.backends.is_empty());
         for backend in &service.backends {
-            assert_eq!(backend.address.is_ipv4(), service.listen.is_ipv4());
+            if service.mode != (Mode::Dsr { kind: Dsr::Ipip }) {
+                assert_eq!(backend.address.is_ipv4(), service.listen.is_ipv4());
+            }
             assert!(backend.weight >= 1 && backend.max_connections >= 1);
         }
         if let Some(check) = &service.check {

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use super::section::{At, Section};
+use super::section::Section;
 use super::value;
 use crate::service::{Backend, Dsr, Mode, Protocol, Scheduler, Source};
 
@@ -52,7 +52,7 @@ pub(super) fn read(section: &Section<'_>, protocol: Protocol) -> Way {
         Word::Passthrough => {
             Mode::Passthrough { source: source.map_or(Source::Vip, |at| at.value) }
         }
-        Word::Dsr => Mode::Dsr { kind: dsr(section, kind) },
+        Word::Dsr => Mode::Dsr { kind: kind.map_or(Dsr::L2, |at| at.value) },
     };
     needs_vip(section, mode);
     Way { mode, scheduler: scheduler(section, mode) }
@@ -64,15 +64,6 @@ fn belongs(section: &Section<'_>, key: &str, right: bool, with: &str) {
         let what = format!("`{key}` goes with `{with}`");
         section.report.error(&span, what, format!("remove the line, or write `{with}`"));
     }
-}
-
-fn dsr(section: &Section<'_>, kind: Option<At<Dsr>>) -> Dsr {
-    let Some(kind) = kind else { return Dsr::L2 };
-    if kind.value != Dsr::L2 {
-        let what = "`dsr` is of a kind that is not built yet";
-        section.report.error(&kind.span, what, "write `dsr = \"l2\"`");
-    }
-    kind.value
 }
 
 /// Reports backends on another port than their service where packets reach them as they are.

@@ -16,7 +16,7 @@ use super::paths::family_name;
 use super::section::{At, BACKEND, SERVICE, Section, nearest};
 use super::value::{self, Read, complain};
 use super::vips::Vips;
-use crate::service::{Backend, Check, Limits, Mode, Probe, Protocol, ProxyProtocol, Service};
+use crate::service::{Backend, Check, Dsr, Limits, Mode, Probe, Protocol, ProxyProtocol, Service};
 
 const MOST_CONNECTIONS: u32 = 1_000_000;
 const MOST_RETRIES: u32 = 16;
@@ -64,6 +64,7 @@ pub(super) fn read(root: &Section<'_>, vips: &Vips, checks: &[checks::Named]) ->
         services.extend(service(section, name.map(|at| at.value), vips, checks));
     }
     overlaps(root, &services);
+    shared_replies(root, &services);
     // Beside an error it would be noise: what is misspelt is unused.
     if !report.any_error() {
         unused(root, &services, vips, checks);
@@ -103,7 +104,7 @@ fn service(
         }
     }
     let limits = limits(section, protocol);
-    let backends = backends(section, listen.as_ref(), &limits, vips);
+    let backends = backends(section, listen.as_ref(), mode, &limits, vips);
     modes::fit_backends(section, mode, listen.as_ref().map(|listen| listen.value), &backends);
 
     let listen = listen?;
@@ -283,6 +284,7 @@ fn limits(section: &Section<'_>, protocol: Protocol) -> Limits {
 fn backends(
     service: &Section<'_>,
     listen: Option<&At<SocketAddr>>,
+    mode: Mode,
     limits: &Limits,
     vips: &Vips,
 ) -> Vec<Backend> {
@@ -312,7 +314,7 @@ fn backends(
             report.error(span, what, "write a name of its own");
         }
         if let (Some(name), Some(address)) = (&name, &address) {
-            wrong_place(section, address, listen, vips);
+            wrong_place(section, address, listen, mode, vips);
             if let Some(other) = addresses.insert(address.value, name.value.clone()) {
                 let what = format!("backend {other:?} has the address {} already", address.value);
                 let hint = "write another address, or give the one backend a greater `weight`";
@@ -352,12 +354,14 @@ fn wrong_place(
     section: &Section<'_>,
     backend: &At<SocketAddr>,
     listen: Option<&At<SocketAddr>>,
+    mode: Mode,
     vips: &Vips,
 ) {
     let At { value: address, span } = backend;
     if let Some(listen) = listen {
         let (own, service) = (Family::of(address.ip()), Family::of(listen.value.ip()));
-        if own != service {
+        // A tunnel carries either family in either.
+        if own != service && mode != (Mode::Dsr { kind: Dsr::Ipip }) {
             let what = format!(
                 "backend {address} is {}, its service {} is {}",
                 family_name(own),
@@ -418,6 +422,28 @@ fn overlaps(root: &Section<'_>, services: &[Listening]) {
         any.entry(port).or_insert(name);
         if listen.ip().is_unspecified() {
             wildcard.entry(port).or_insert(name);
+        }
+    }
+}
+
+/// Reports `dsr = "nat"` services with the same backend: it could not tell which VIP a reply is from.
+fn shared_replies(root: &Section<'_>, services: &[Listening]) {
+    let mut first: HashMap<(Protocol, SocketAddr), &str> = HashMap::new();
+    let nat = |service: &Service| service.mode == Mode::Dsr { kind: Dsr::Nat };
+    for Listening { service, place } in services.iter().filter(|at| nat(&at.service)) {
+        for backend in &service.backends {
+            let other = *first.entry((service.protocol, backend.address)).or_insert(&service.name);
+            if other != service.name {
+                let what = format!(
+                    "services {other:?} and {:?} are both dsr/nat to {}/{}, which could not tell \
+                     their replies apart",
+                    service.name,
+                    backend.address,
+                    protocol_name(service.protocol)
+                );
+                let hint = "let the server listen on another port for one of them";
+                root.report.error(place, what, hint);
+            }
         }
     }
 }
