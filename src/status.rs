@@ -354,12 +354,12 @@ impl ServiceStatus {
         let this = (self.listen, self.protocol);
         let mut same = services.filter(|service| (service.listen, service.protocol) == this);
         let Some(service) = same.next() else { return };
-        self.connections = report.flows.of_service(service.id);
+        self.connections = service.live;
         self.traffic = Some(service.traffic);
         for backend in &mut self.backends {
             let mut counted = service.backends.iter();
             if let Some(counted) = counted.find(|counted| counted.address == backend.address) {
-                backend.connections = report.flows.of_backend(counted.id);
+                backend.connections = counted.live;
                 backend.total = counted.traffic.flows_established;
                 backend.traffic = Some(counted.traffic);
             }
@@ -404,7 +404,7 @@ impl DatapathStatus {
         Self {
             hooks: report.tc.iter().map(hook).collect(),
             gate: if report.gate_open { Gate::Open } else { Gate::Closed },
-            flows: report.flows.all,
+            flows: report.flows,
             max_flows: report.most_flows,
         }
     }

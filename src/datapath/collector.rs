@@ -1,14 +1,14 @@
 //! The collector of old flows: a thread that walks the flow table a slice at a time, and has the
 //! program in the kernel (collect.h) remove what has timed out.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::live::{Audit, Census};
 use super::load::{Error, Loaded};
 use super::maps::Maps;
-use super::registry::{BACKENDS, SERVICES};
 use super::skeleton::types;
 
 /// Flows read with one system call; more than any bucket of the kernel's table ever holds.
@@ -36,45 +36,7 @@ struct Shared {
     stop: AtomicBool,
     all: AtomicBool,
     removed: AtomicU64,
-    counted: Mutex<FlowCounts>,
-}
-
-/// How many established flows there are; also those that are closed and not yet removed.
-#[derive(Debug, Clone, Default)]
-pub struct FlowCounts {
-    /// Of all services.
-    pub all: u32,
-    /// By number of the service.
-    services: Vec<u32>,
-    /// By number of the backend.
-    backends: Vec<u32>,
-}
-
-impl FlowCounts {
-    fn new() -> Self {
-        Self { all: 0, services: vec![0; SERVICES as usize], backends: vec![0; BACKENDS as usize] }
-    }
-
-    fn add(&mut self, key: &types::flow_key, flow: &types::flow) {
-        self.all += 1;
-        let count = |of: &mut [u32], id: u16| {
-            if let Some(n) = of.get_mut(usize::from(id)) {
-                *n += 1;
-            }
-        };
-        count(&mut self.services, key.service);
-        count(&mut self.backends, flow.backend);
-    }
-
-    /// Those of a service.
-    pub fn of_service(&self, id: u32) -> u32 {
-        self.services.get(id as usize).copied().unwrap_or(0)
-    }
-
-    /// Those of a backend.
-    pub fn of_backend(&self, id: u32) -> u32 {
-        self.backends.get(id as usize).copied().unwrap_or(0)
-    }
+    counted: AtomicU32,
 }
 
 impl Collector {
@@ -84,7 +46,8 @@ impl Collector {
         let theirs = Arc::clone(&shared);
         let thread =
             std::thread::Builder::new().name("baton-collect".to_owned()).spawn(move || {
-                let mut walk = Walk { loaded, maps, ages, full: false, shared: theirs };
+                let audit = Audit::default();
+                let mut walk = Walk { loaded, maps, ages, full: false, audit, shared: theirs };
                 while !walk.stopped() {
                     if let Err(error) = walk.once() {
                         tracing::warn!(%error, "can't collect old flows; trying again");
@@ -108,9 +71,10 @@ impl Collector {
         self.shared.removed.load(Ordering::Relaxed)
     }
 
-    /// The flows that the last walk came by, which is a few seconds ago at most.
-    pub fn counted(&self) -> FlowCounts {
-        self.shared.counted.lock().expect("no panic while it is held").clone()
+    /// The entries that the last walk came by, which is a few seconds ago at most; also of flows
+    /// that are closed and not yet removed.
+    pub fn counted(&self) -> u32 {
+        self.shared.counted.load(Ordering::Relaxed)
     }
 }
 
@@ -140,6 +104,7 @@ struct Walk {
     ages: Ages,
     /// Whether the last walk found the table nearly full.
     full: bool,
+    audit: Audit,
     shared: Arc<Shared>,
 }
 
@@ -151,11 +116,12 @@ impl Walk {
     /// One walk through the table.
     fn once(&mut self) -> Result<(), Error> {
         let youngest = if self.full { self.ages.hurried } else { self.ages.usual };
-        let mut counts = FlowCounts::new();
+        let read = || Error::bpf("read the flows");
+        let mut census = Census::begin(&self.maps).map_err(read())?;
         let all = self.shared.all.swap(false, Ordering::Relaxed);
         let now = self.loaded.jiffies()? as u32;
         let mut old = Vec::with_capacity(SWEEP);
-        let flows = self.maps.flows.slices(SLICE).map_err(Error::bpf("read the flows"))?;
+        let flows = self.maps.flows.slices(SLICE).map_err(read())?;
         for (nth, (key, flow)) in flows.enumerate() {
             let age = now.wrapping_sub(flow.seen) as i32;
             if all || age >= youngest as i32 {
@@ -164,7 +130,7 @@ impl Walk {
             if old.len() == SWEEP {
                 self.hand_over(&mut old)?;
             }
-            counts.add(&key, &flow);
+            census.add(&key, &flow);
             if nth % SLICE as usize == SLICE as usize - 1 {
                 std::thread::sleep(BREATH);
                 if self.stopped() {
@@ -172,8 +138,9 @@ impl Walk {
                 }
             }
         }
-        let count = counts.all as usize;
-        *self.shared.counted.lock().expect("no panic while it is held") = counts;
+        self.shared.counted.store(census.all, Ordering::Relaxed);
+        self.audit.settle(&census, &self.maps, &self.loaded)?;
+        let count = census.all as usize;
         let full = count * 4 >= self.maps.flows.capacity() as usize * FULL_QUARTERS;
         if full && !self.full {
             tracing::warn!(flows = count, "the flow table is getting full; raise datapath.flows");

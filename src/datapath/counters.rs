@@ -43,6 +43,9 @@ const DROP_REASONS: [&str; types::drop_reason::DROP_REASONS.0 as usize] = [
     "UNSUPPORTED",
     "TINY_FRAGMENT",
     "EARLY_FRAGMENT",
+    "SERVICE_FULL",
+    "BACKEND_FULL",
+    "SOURCE_FULL",
 ];
 
 /// Everything that is counted, since the maps were made.
@@ -57,13 +60,12 @@ pub struct Counters {
 /// A service's.
 #[derive(Debug, Clone, Serialize)]
 pub struct ServiceCounters {
-    /// Its number in the kernel.
-    #[serde(skip)]
-    pub id: u32,
     /// Its VIP and port.
     pub listen: SocketAddr,
     /// TCP or UDP.
     pub protocol: Protocol,
+    /// Flows that it has now: established, and not closed.
+    pub live: u32,
     /// Its traffic, also with backends that have gone.
     #[serde(flatten)]
     pub traffic: Traffic,
@@ -74,13 +76,12 @@ pub struct ServiceCounters {
 /// A backend's, in one service.
 #[derive(Debug, Clone, Serialize)]
 pub struct BackendCounters {
-    /// Its number in the kernel.
-    #[serde(skip)]
-    pub id: u32,
     /// Where it is.
     pub address: SocketAddr,
     /// What it may get.
     pub state: BackendState,
+    /// Flows that it has now.
+    pub live: u32,
     /// Its traffic.
     #[serde(flatten)]
     pub traffic: Traffic,
@@ -163,6 +164,7 @@ impl Counters {
             "SERVICE",
             "BACKEND",
             "STATE",
+            "LIVE",
             "FLOWS",
             "ESTABLISHED",
             "PACKETS IN",
@@ -172,10 +174,11 @@ impl Counters {
         ]);
         for service in &self.services {
             let name = service.to_string();
-            add_row(&mut traffic, [&name, "(all)", ""], &service.traffic);
+            add_row(&mut traffic, [&name, "(all)", ""], service.live, &service.traffic);
             for backend in &service.backends {
                 let address = backend.address.to_string();
-                add_row(&mut traffic, ["", &address, backend.state.word()], &backend.traffic);
+                let names = ["", &address, backend.state.word()];
+                add_row(&mut traffic, names, backend.live, &backend.traffic);
             }
         }
         text.push('\n');
@@ -214,8 +217,9 @@ impl BackendState {
     }
 }
 
-fn add_row(table: &mut Text, names: [&str; 3], traffic: &Traffic) {
+fn add_row(table: &mut Text, names: [&str; 3], live: u32, traffic: &Traffic) {
     let numbers = [
+        live.into(),
         traffic.flows_begun,
         traffic.flows_established,
         traffic.packets_in,
@@ -233,6 +237,8 @@ struct Pins {
     drops: Table<u32, u64>,
     service_traffic: Table<u32, types::traffic>,
     backend_traffic: Table<u32, types::traffic>,
+    service_live: Table<u32, types::live>,
+    backend_live: Table<u32, types::live>,
 }
 
 impl Pins {
@@ -246,6 +252,8 @@ impl Pins {
             drops: table(folder, "drops")?,
             service_traffic: table(folder, "service_traffic")?,
             backend_traffic: table(folder, "backend_traffic")?,
+            service_live: table(folder, "service_live")?,
+            backend_live: table(folder, "backend_live")?,
         })
     }
 
@@ -257,8 +265,9 @@ impl Pins {
             let mut backends = backends.remove(&id).unwrap_or_default();
             backends.sort_unstable_by_key(|backend| backend.address);
             let traffic = sum(&self.service_traffic, id)?;
+            let live = live(&self.service_live, id)?;
             let listen = socket(key.vip, key.port);
-            services.push(ServiceCounters { id, listen, protocol, traffic, backends });
+            services.push(ServiceCounters { listen, protocol, live, traffic, backends });
         }
         services.sort_unstable_by_key(|service| (service.listen, service.protocol as u8));
         Ok(Counters { drops: self.drops()?, services })
@@ -279,11 +288,17 @@ impl Pins {
             let Some(state) = BackendState::of(&record) else { continue };
             let address = socket(record.address, record.port);
             let traffic = sum(&self.backend_traffic, id)?;
+            let live = live(&self.backend_live, id)?;
             let of_service = backends.entry(record.service).or_default();
-            of_service.push(BackendCounters { id, address, state, traffic });
+            of_service.push(BackendCounters { address, state, live, traffic });
         }
         Ok(backends)
     }
+}
+
+/// Flows now.
+fn live(table: &Table<u32, types::live>, id: u32) -> BpfResult<u32> {
+    Ok(table.find(&id)?.as_ref().map_or(0, super::live::flows))
 }
 
 /// Over all CPUs.

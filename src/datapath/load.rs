@@ -127,6 +127,7 @@ impl Loaded {
         for (name, size) in [
             ("flows", Some(sizes.flows)),
             ("replies", Some(sizes.flows)),
+            ("sources", Some(sizes.flows)),
             ("half_flows", Some(sizes.half_open_flows)),
             ("half_replies", Some(sizes.half_open_flows)),
         ] {
@@ -179,6 +180,14 @@ impl Loaded {
     pub fn collect(&self) -> Result<(), Error> {
         let run = self.skeleton.progs.baton_collect.test_run(ProgramInput::default());
         run.map(drop).map_err(Error::bpf("run the collector"))
+    }
+
+    /// Takes flows out of a count of live ones.
+    pub fn repair(&self, repair: types::repair) -> Result<(), Error> {
+        let mut bytes = repair.bytes().to_vec();
+        let input = ProgramInput { context_in: Some(&mut bytes), ..Default::default() };
+        let run = self.skeleton.progs.baton_repair.test_run(input);
+        run.map(drop).map_err(Error::bpf("put a count of flows right"))
     }
 
     /// The TC program, for tests that run it on packets of theirs.
@@ -244,7 +253,7 @@ fn open(sizes: Sizes) -> Result<OpenDatapathSkel<'static>, Error> {
         .open(place)
         .map_err(Error::bpf("read the datapath in this program"))?;
     let failed = || Error::bpf("size the flow tables");
-    for map in [&mut open.maps.flows, &mut open.maps.replies] {
+    for map in [&mut open.maps.flows, &mut open.maps.replies, &mut open.maps.sources] {
         map.set_max_entries(sizes.flows).map_err(failed())?;
     }
     for map in [&mut open.maps.half_flows, &mut open.maps.half_replies] {
@@ -282,6 +291,9 @@ fn pin_maps(open: &mut OpenDatapathSkel<'static>, folder: &Path) -> Result<(), E
         ("drops", &mut maps.drops),
         ("service_traffic", &mut maps.service_traffic),
         ("backend_traffic", &mut maps.backend_traffic),
+        ("service_live", &mut maps.service_live),
+        ("backend_live", &mut maps.backend_live),
+        ("sources", &mut maps.sources),
         ("events", &mut maps.events),
         ("gate", &mut maps.data_gate),
         ("legs", &mut maps.legs),

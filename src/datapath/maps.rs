@@ -108,6 +108,12 @@ pub struct Maps {
     pub service_traffic: Table<u32, types::traffic>,
     /// Backend id → traffic, per CPU.
     pub backend_traffic: Table<u32, types::traffic>,
+    /// Service id → how many flows it has, and whose turn it is.
+    pub service_live: Table<u32, types::live>,
+    /// Backend id → how many flows it has.
+    pub backend_live: Table<u32, types::live>,
+    /// Source and service → how many flows it has.
+    pub sources: Table<types::source_key, u32>,
     /// Element 0: what the collector is to look at.
     pub sweep: Table<u32, types::sweep>,
     /// Interface → what XDP frames that go out of it need.
@@ -135,6 +141,9 @@ impl Maps {
             drops: Table::new(&maps.drops)?,
             service_traffic: Table::new(&maps.service_traffic)?,
             backend_traffic: Table::new(&maps.backend_traffic)?,
+            service_live: Table::new(&maps.service_live)?,
+            backend_live: Table::new(&maps.backend_live)?,
+            sources: Table::new(&maps.sources)?,
             sweep: Table::new(&maps.sweep)?,
             legs: Table::new(&maps.legs)?,
             ways: Table::new(&maps.ways)?,

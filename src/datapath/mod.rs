@@ -7,7 +7,8 @@
 //! * `skeleton`, `record`, `maps`: what libbpf-cargo generates, its types as bytes, the maps typed.
 //! * `registry`: pools → services, backends, schedules, under lasting numbers; `routes`.
 //! * `gate`, `clock`: the lease that the kernel enforces, and the jiffies that it is timed by.
-//! * `collector`: flows that are over. `counters`: what was counted, read from the pins.
+//! * `collector`: flows that are over. `live`: how many there are of each, put right.
+//! * `counters`: what was counted, read from the pins.
 //! * `sessions`: the flows there are, to be listed.
 //!
 //! Once it is attached, packets never pass through here.
@@ -17,6 +18,7 @@ pub mod clock;
 pub mod collector;
 pub mod counters;
 pub mod gate;
+pub mod live;
 pub mod load;
 pub mod maps;
 pub mod record;
@@ -32,7 +34,7 @@ use std::time::Duration;
 use baton_ha::config::Vip;
 
 use self::clock::Clock;
-use self::collector::{Ages, Collector, FlowCounts};
+use self::collector::{Ages, Collector};
 use self::counters::Counters;
 use self::gate::Gate;
 use self::load::{Error, Loaded, Sizes};
@@ -155,8 +157,8 @@ pub struct Report {
     pub tc: Vec<String>,
     /// Whether packets may pass.
     pub gate_open: bool,
-    /// Established flows.
-    pub flows: FlowCounts,
+    /// Entries of established flows, also of those that are closed and not yet removed.
+    pub flows: u32,
     /// The most there may be.
     pub most_flows: u32,
     /// What was counted; `None` once it is unloaded.

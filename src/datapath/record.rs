@@ -38,8 +38,10 @@ macro_rules! records {
 records! {
     address = 16,
     service_key = 20,
-    service = 56,
-    backend = 52,
+    service = 64,
+    backend = 56,
+    live = 16,
+    source_key = 20,
     server_key = 20,
     flow_key = 20,
     flow = 24,
@@ -54,6 +56,7 @@ records! {
     way = 20,
     neighbour_key = 20,
     neighbour = 12,
+    repair = 12,
 }
 
 // SAFETY: an integer.

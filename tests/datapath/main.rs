@@ -8,6 +8,7 @@ mod flows;
 mod fragments;
 mod golden;
 mod kernel;
+mod live;
 mod numbers;
 mod packet;
 mod xdp;

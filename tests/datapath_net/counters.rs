@@ -2,6 +2,9 @@
 
 use std::process::{Command, Output};
 
+use baton::datapath::record::Record as _;
+use baton::datapath::skeleton::types;
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -61,6 +64,7 @@ fn counters_show_traffic_and_drops_with_a_daemon_and_without() {
     let b1 = &web["backends"][0];
     assert_eq!(b1["address"], "10.78.0.11:8080");
     for of in [web, b1] {
+        assert_eq!(of["live"], 1, "{before:#}");
         assert_eq!(of["flows_begun"], 1, "{before:#}");
         assert_eq!(of["flows_established"], 1, "{before:#}");
         for direction in ["bytes_in", "bytes_out"] {
@@ -110,7 +114,7 @@ fn status_shows_flows_traffic_hooks_and_gate() {
     let mut sessions: Vec<_> = (0..3).map(|_| connect(&client, VIP, PATIENCE).unwrap()).collect();
     sessions[0].echo(100_000);
     let json = || serde_json::from_str::<Value>(&status(&net, &["--json"])).unwrap();
-    // They are counted every two seconds.
+    // Entries are counted every two seconds.
     net.until("the flows show", || json()["datapath"]["flows"] == 3);
     let now = json();
     let datapath = &now["datapath"];
@@ -187,4 +191,44 @@ fn sessions_lists_the_flows_that_are_wanted() {
         let left = list(&["--service", "plain"]);
         left.iter().all(|session| session["state"] == "closed")
     });
+}
+
+#[test]
+fn live_flows_are_right_after_a_restart_and_put_right_if_not() {
+    let mut net = Net::new();
+    serve(&net.node("b1"), "b1", "10.78.0.11:8080");
+    let web = service("web", "front4", 80, "mode = \"passthrough\"", &[("b1", "10.78.0.11:8080")]);
+    net.start_relay(&web);
+    let client = net.node("client");
+    let mut sessions: Vec<_> = (0..3).map(|_| connect(&client, VIP, PATIENCE).unwrap()).collect();
+    let live = |net: &Net| {
+        let service = &json(net)["services"][0];
+        [&service["live"], &service["backends"][0]["live"]].map(|live| live.as_u64().unwrap())
+    };
+    assert_eq!(live(&net), [3, 3]);
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        net.end_relay(signal);
+        net.start_relay(&web);
+        assert_eq!(live(&net), [3, 3]);
+    }
+    sessions.pop();
+    net.until("what is closed is gone", || live(&net) == [2, 2]);
+
+    // Somebody has miscounted.
+    for (map, off) in [("service_live", 5), ("backend_live", -1)] {
+        let map = MapHandle::from_pinned_path(net.pins().join(map)).unwrap();
+        let ids = map.keys().filter(|id| {
+            let bytes = map.lookup(id, MapFlags::ANY).unwrap().unwrap();
+            types::live::read(&bytes).unwrap().begun > 0
+        });
+        let ids: Vec<_> = ids.collect();
+        assert_eq!(ids.len(), 1);
+        let mut live = types::live::read(&map.lookup(&ids[0], MapFlags::ANY).unwrap().unwrap());
+        let record = live.as_mut().unwrap();
+        record.ended = record.ended.wrapping_sub(off as u32);
+        map.update(&ids[0], record.bytes(), MapFlags::ANY).unwrap();
+    }
+    assert_eq!(live(&net), [7, 1]);
+    net.until("the collector has put it right", || live(&net) == [2, 2]);
+    sessions.iter_mut().for_each(|session| session.echo(10));
 }

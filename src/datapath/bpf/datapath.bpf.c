@@ -40,6 +40,8 @@ const volatile struct {
 	enum flow_flag flag;
 	enum flow_count count;
 	enum on_down on_down;
+	enum counted counted;
+	enum repaired repaired;
 	enum event_kind kind;
 	enum leg_flag leg;
 	enum way_kind way;

@@ -22,6 +22,7 @@
 #include "events.h"
 #include "hash.h"
 #include "lifetimes.h"
+#include "live.h"
 #include "numbers.h"
 #include "select.h"
 #include "types.h"
@@ -205,6 +206,9 @@ static __noinline int open_flow(struct packet *packet, const struct flow_key *ke
 	/* Not the beginning of one: nobody knows where it belongs. */
 	if (packet->protocol == IPPROTO_TCP && !is_syn(packet))
 		return drop(DROP_NO_FLOW);
+	verdict = check_limits(key, service);
+	if (verdict != GO_ON)
+		return verdict;
 	backend = select_backend(service, service_id, packet, &backend_id);
 	if (!backend)
 		return drop(DROP_NO_BACKEND);
@@ -231,34 +235,45 @@ static __noinline int open_flow(struct packet *packet, const struct flow_key *ke
 }
 
 /* Both ends are there: from the half-open tables into those that nothing is evicted from. */
-static __noinline int establish(const struct flow_key *key, const struct flow *flow,
-				const struct reply_key *reply_key, const struct half_reply *half)
+static __noinline int establish(const struct flow_key *key, const struct service *service,
+				struct flow *flow, const struct reply_key *reply_key,
+				const struct half_reply *half)
 {
-	struct reply reply = {};
+	int verdict;
 	long error;
 
 	if (half) {
-		reply = half->reply;
-		error = bpf_map_update_elem(&replies, reply_key, &reply, BPF_NOEXIST);
+		error = bpf_map_update_elem(&replies, reply_key, &half->reply, BPF_NOEXIST);
 		/* Another CPU was here before, or another flow took the key while we were evicted. */
 		if (error == -EEXIST)
 			return bpf_map_lookup_elem(&flows, key) ? GO_ON : drop(DROP_STALE);
 		if (error)
 			return drop(DROP_TABLE_FULL);
 	}
+	verdict = admit(key, service, flow);
+	if (verdict != GO_ON)
+		goto undo;
 	error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
+	/* Another CPU was here before, and has counted it. */
+	if (error)
+		uncount(key, flow);
 	if (error && error != -EEXIST) {
-		if (half)
-			bpf_map_delete_elem(&replies, reply_key);
-		return drop(DROP_TABLE_FULL);
+		verdict = drop(DROP_TABLE_FULL);
+		goto undo;
 	}
 	if (half)
 		bpf_map_delete_elem(&half_replies, reply_key);
 	bpf_map_delete_elem(&half_flows, key);
+	if (error)
+		return GO_ON;
 	count_flow(FLOWS_ESTABLISHED);
 	count_established(key->service, flow->backend);
 	emit(EVENT_ESTABLISHED, key, flow);
 	return GO_ON;
+undo:
+	if (half)
+		bpf_map_delete_elem(&replies, reply_key);
+	return verdict;
 }
 
 /* Whether the client's packet confirms the backend's SYN+ACK. Its first segment after it carries
@@ -311,13 +326,14 @@ static __noinline int go_on_half_open(struct packet *packet, const struct flow_k
 	*found = *flow;
 	if (packet->protocol != IPPROTO_TCP)
 		/* Of UDP the reply establishes, see reply_half_open; in DSR the second packet. */
-		return half || packet->handed_over ? GO_ON
-						   : establish(key, found, &reply_key, NULL);
+		return half || packet->handed_over
+			       ? GO_ON
+			       : establish(key, service, found, &reply_key, NULL);
 	if (is_syn(packet) || (packet->tcp_flags & TCP_RST) || (flow->flags & FLOW_RST))
 		return GO_ON;
 	if (half && !confirms(half, packet))
 		return drop(DROP_HANDSHAKE);
-	return establish(key, found, &reply_key, half);
+	return establish(key, service, found, &reply_key, half);
 }
 
 /* Removes both directions of a flow. */
@@ -326,7 +342,10 @@ static __noinline void remove_flow(const struct flow_key *key, const struct flow
 {
 	__u32 backend_id = flow->backend;
 	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
+	struct flow *there = bpf_map_lookup_elem(&flows, key);
 
+	if (there)
+		uncount(key, there);
 	emit(EVENT_ENDED, key, flow);
 	if (backend && mode_has_replies(service->mode)) {
 		struct reply_key reply_key = reply_key_of(key, service, backend, flow->nat_port);
@@ -438,6 +457,31 @@ static __noinline void turn_by_backend(const struct packet *packet, struct reply
 	}
 }
 
+/* Takes a flow that has been closed out of the counts: its entries stay for what is still on its
+ * way, but it is no load any more. In DSR the client's end is all that shows. */
+static __noinline void note_end(const struct flow_key *key, struct flow *flow,
+				const struct service *service)
+{
+	if (!flow->counted)
+		return;
+	if (mode_has_replies(service->mode)
+		    ? flow_is_closed(flow->flags, reply_flags(key, flow, service))
+		    : flow->flags & (FLOW_FIN | FLOW_RST))
+		uncount(key, flow);
+}
+
+/* The same where a reply showed it. */
+static __noinline void note_end_of_reply(const struct reply *reply)
+{
+	struct flow_key key = flow_key_of_reply(reply);
+	__u32 service_id = reply->service;
+	struct service *service = bpf_map_lookup_elem(&service_table, &service_id);
+	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
+
+	if (service && flow)
+		note_end(&key, flow, service);
+}
+
 /* A packet of a flow that is not established. */
 static __always_inline int flow_slow(struct packet *packet, const struct flow_key *key,
 				     const struct service *service, struct flow *found)
@@ -465,6 +509,8 @@ static __always_inline int find_flow(struct packet *packet, const struct flow_ke
 			touch_flow(flow, packet);
 			if (packet->tcp_flags & TCP_RST)
 				reset_by_client(packet, key, service, flow);
+			if (packet->tcp_flags & (TCP_FIN | TCP_RST))
+				note_end(key, flow, service);
 			return GO_ON;
 		}
 		remove_flow(key, found, service);
@@ -478,6 +524,8 @@ static __noinline int reply_half_open(struct packet *packet, const struct reply_
 {
 	struct half_reply *half = bpf_map_lookup_elem(&half_replies, key);
 	struct flow_key flow_key;
+	struct service *service;
+	__u32 service_id;
 	struct flow *flow;
 	struct flow copy;
 
@@ -497,11 +545,13 @@ static __noinline int reply_half_open(struct packet *packet, const struct reply_
 	if (packet->protocol == IPPROTO_TCP)
 		return GO_ON;
 	flow_key = flow_key_of_reply(&half->reply);
+	service_id = flow_key.service;
+	service = bpf_map_lookup_elem(&service_table, &service_id);
 	flow = bpf_map_lookup_elem(&half_flows, &flow_key);
-	if (!flow)
+	if (!flow || !service)
 		return drop(DROP_STALE);
 	copy = *flow;
-	return establish(&flow_key, &copy, key, half);
+	return establish(&flow_key, service, &copy, key, half);
 }
 
 /* The flow that a packet from a server belongs to; `VERDICT_PASS`: none. */
@@ -519,6 +569,8 @@ static __always_inline int find_reply(struct packet *packet, __u32 server, struc
 	touch_reply(reply, packet);
 	if (packet->tcp_flags & (TCP_RST | TCP_SYN))
 		turn_by_backend(packet, reply);
+	if (packet->tcp_flags & (TCP_FIN | TCP_RST))
+		note_end_of_reply(reply);
 	*found = *reply;
 	return GO_ON;
 }

@@ -98,6 +98,12 @@ static __always_inline void map_ipv4(struct address *address, __be32 ipv4)
 	address->words[3] = ipv4;
 }
 
+static __always_inline int is_ipv4(const struct address *address)
+{
+	return !address->words[0] && !address->words[1] &&
+	       address->words[2] == bpf_htonl(0xffff);
+}
+
 static __always_inline int same_address(const struct address *one, const struct address *other)
 {
 	return one->words[3] == other->words[3] && one->words[2] == other->words[2] &&

@@ -77,7 +77,11 @@ struct service {
 	__u32 idle_timeout;      /* … established; */
 	__u32 half_close_timeout; /* … closed in one direction; */
 	__u32 closed_timeout;    /* … closed in both, or reset. */
-	__u32 pad2;
+	/* Most established flows, of all and of one source; 0: as many as there is room for. */
+	__u32 max_flows;
+	__u32 max_per_source;
+	/* How long a client keeps to a backend after a flow of its has begun, in jiffies; 0: not. */
+	__u32 affinity;
 };
 
 enum backend_state {
@@ -110,6 +114,25 @@ struct backend {
 	__u32 service;
 	/* Longest packet that the way to it takes, in bytes; 0: not known. */
 	__u32 mtu;
+	/* Most established flows; 0: as many as there is room for. */
+	__u32 max_flows;
+};
+
+/* How many flows a service or backend has: those that were established less those that ended. Each
+ * only grows, so that who counts flows one by one can tell what came and went meanwhile. */
+struct live {
+	__u32 begun;
+	__u32 ended;
+	/* Of a service: whose turn it is. */
+	__u32 turn;
+	__u32 pad;
+};
+
+/* A client, or the network that stands for it, and the service that it uses. */
+struct source_key {
+	struct address prefix;
+	__u16 service;
+	__u16 pad;
 };
 
 /* A server's address as packets from it show it; the key of `servers`, whose value is the number. */
@@ -150,6 +173,14 @@ struct numbers {
 	__u32 acknowledged;
 };
 
+/* Bits of `flow.counted`: which counts of live flows (live.h) it is in. */
+enum counted {
+	/* Its service's and its backend's. */
+	COUNTED = 1,
+	/* Its source's. */
+	COUNTED_SOURCE = 2,
+};
+
 /* The state of a flow: element of `flows` and `half_flows`. 24 bytes. */
 struct flow {
 	__u16 backend;
@@ -157,7 +188,9 @@ struct flow {
 	__be16 nat_port;
 	/* enum flow_flag, of the client's packets */
 	__u8 flags;
-	__u8 pad[3];
+	/* enum counted */
+	__u8 counted;
+	__u8 pad[2];
 	/* When the client's last packet came. */
 	__u32 seen;
 	/* When the flow began. */
