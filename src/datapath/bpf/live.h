@@ -118,7 +118,7 @@ static __noinline int admit_source(const struct flow_key *key, __u32 most, struc
 
 /* Takes a flow out of its source's. The entry goes with the last: a flow that is counted on
  * another CPU between the two is forgotten, to the advantage of that source. */
-static __noinline void leave_source(const struct flow_key *key)
+static __always_inline void leave_source(const struct flow_key *key)
 {
 	struct source_key source = source_key_of(key);
 	__u32 *flows = bpf_map_lookup_elem(&sources, &source);
