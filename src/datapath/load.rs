@@ -190,6 +190,29 @@ impl Loaded {
         run.map(drop).map_err(Error::bpf("put a count of flows right"))
     }
 
+    /// Where fragments are handed over that came ahead of their first.
+    pub(super) fn held_fragments(&self) -> libbpf_rs::Result<MapHandle> {
+        MapHandle::try_from(&self.skeleton.maps.held_fragments)
+    }
+
+    /// Puts a frame that was handed over back into the interface that it came by, as if it came
+    /// now, if the first of its datagram has come or this is its last chance. `false`: not yet.
+    pub fn reinject(&self, ifindex: u32, frame: &[u8], last: bool) -> Result<bool, Error> {
+        // struct __sk_buff up to `cb`: twelve words that are not asked for here.
+        let mut context = [0; 14 * size_of::<u32>()];
+        for (at, word) in [(12, ifindex), (13, u32::from(last))] {
+            context[at * 4..][..4].copy_from_slice(&word.to_ne_bytes());
+        }
+        let input = ProgramInput {
+            context_in: Some(&mut context),
+            data_in: Some(frame),
+            ..Default::default()
+        };
+        let run = self.skeleton.progs.baton_reinject.test_run(input);
+        let not_yet = types::reinject::REINJECT_NOT_YET.0;
+        Ok(run.map_err(Error::bpf("put a fragment back"))?.return_value != not_yet)
+    }
+
     /// The TC program, for tests that run it on packets of theirs.
     pub fn tc(&self) -> &libbpf_rs::ProgramMut<'static> {
         &self.skeleton.progs.baton_tc

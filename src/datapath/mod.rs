@@ -9,6 +9,7 @@
 //! * `gate`, `clock`: the lease that the kernel enforces, and the jiffies that it is timed by.
 //! * `collector`: flows that are over. `live`: how many there are of each, put right.
 //! * `counters`: what was counted, read from the pins.
+//! * `fragments`: those that came ahead of the first of their datagram.
 //! * `sessions`: the flows there are, to be listed.
 //!
 //! Once it is attached, packets never pass through here.
@@ -17,6 +18,7 @@ pub mod bpffs;
 pub mod clock;
 pub mod collector;
 pub mod counters;
+mod fragments;
 pub mod gate;
 pub mod live;
 pub mod load;
@@ -36,6 +38,7 @@ use baton_ha::config::Vip;
 use self::clock::Clock;
 use self::collector::{Ages, Collector};
 use self::counters::Counters;
+use self::fragments::Fragments;
 use self::gate::Gate;
 use self::load::{Error, Loaded, Sizes};
 use self::maps::Maps;
@@ -55,6 +58,8 @@ pub struct Datapath {
     gate: Gate,
     clock: Clock,
     collector: Collector,
+    /// Works by itself.
+    _fragments: Fragments,
     state: Mutex<State>,
 }
 
@@ -80,12 +85,15 @@ impl Datapath {
         };
         let collector = Collector::start(loaded.clone(), Arc::clone(&maps), ages)
             .map_err(Error::io("start the collector"))?;
+        let fragments = Fragments::start(loaded.clone())
+            .map_err(Error::io("start the thread that holds fragments"))?;
         let datapath = Self {
             gate: loaded.gate()?,
             loaded,
             maps,
             clock,
             collector,
+            _fragments: fragments,
             state: Mutex::new(State { registry, attached: HashSet::new() }),
         };
         datapath.apply(pools, vips)?;

@@ -51,6 +51,7 @@ records! {
     traffic = 48,
     sweep = 5136,
     clock = 16,
+    held_fragment = 8,
     leg = 12,
     way_key = 24,
     way = 20,

@@ -2,56 +2,12 @@
 //! of its first, too small or a flood is dropped under its name and harms nobody else.
 
 use baton::datapath::skeleton::types::{backend_state, drop_reason, forward_mode};
-use pnet_packet::ipv4::{self, MutableIpv4Packet};
+use pnet_packet::ipv4;
 
 use crate::golden::{LABS, Lab, MODES};
 use crate::kernel::{Fate, Kernel, TCP, UDP};
-use crate::packet::{ACK, ETHERNET, Packet, SYN, Transport, carried};
-
-const IPV4: usize = 20;
-const IPV6: usize = 40;
-const UDP_HEADER: u8 = 17;
-const FRAGMENT_HEADER: u8 = 44;
-
-/// A frame cut into fragments that carry `size` bytes each (a multiple of 8).
-fn cut(frame: &[u8], id: u32, size: usize) -> Vec<Vec<u8>> {
-    assert_eq!(size % 8, 0);
-    let ipv4 = frame[12..14] == [8, 0];
-    let l4 = ETHERNET + if ipv4 { IPV4 } else { IPV6 };
-    let chunks: Vec<_> = frame[l4..].chunks(size).collect();
-    let last = chunks.len() - 1;
-    let fragment = |(nth, chunk): (usize, &&[u8])| {
-        let place = (nth * size) as u16;
-        let mut bytes = frame[..l4].to_vec();
-        if ipv4 {
-            bytes.extend(*chunk);
-            fix(&mut bytes, |ip| {
-                ip.set_identification(id as u16);
-                ip.set_total_length((IPV4 + chunk.len()) as u16);
-                ip.set_fragment_offset(place / 8);
-                ip.set_flags(u8::from(nth != last));
-            });
-        } else {
-            bytes.extend([frame[ETHERNET + 6], 0]);
-            bytes.extend((place | u16::from(nth != last)).to_be_bytes());
-            bytes.extend(id.to_be_bytes());
-            bytes.extend(*chunk);
-            bytes[ETHERNET + 6] = FRAGMENT_HEADER;
-            let length = (8 + chunk.len()) as u16;
-            bytes[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&length.to_be_bytes());
-        }
-        bytes
-    };
-    chunks.iter().enumerate().map(fragment).collect()
-}
-
-/// Changes an IPv4 header and puts its checksum right.
-fn fix(frame: &mut [u8], change: impl FnOnce(&mut MutableIpv4Packet<'_>)) {
-    let mut ip = MutableIpv4Packet::new(&mut frame[ETHERNET..]).unwrap();
-    change(&mut ip);
-    let checksum = ipv4::checksum(&ip.to_immutable());
-    ip.set_checksum(checksum);
-}
+use crate::packet::{ACK, ETHERNET, IPV4, IPV6, Packet, SYN, Transport, carried};
+use crate::pieces::{cut, fix};
 
 /// What the end host makes of fragments, in order: one frame. Every header must be alike.
 fn join(fragments: &[Vec<u8>]) -> Vec<u8> {
@@ -307,10 +263,10 @@ fn extension_headers_in_the_first_fragment_alone_are_seen_through() {
     let mut frame = datagram.bytes();
     frame[ETHERNET + 6] = 60;
     // Destination options: one PadN of 4.
-    frame.splice(ETHERNET + IPV6..ETHERNET + IPV6, [UDP_HEADER, 0, 1, 4, 0, 0, 0, 0]);
+    frame.splice(ETHERNET + IPV6..ETHERNET + IPV6, [UDP, 0, 1, 4, 0, 0, 0, 0]);
     let out = sent(&kernel, &cut(&frame, 5, 1480));
     let mut whole = join(&out);
-    whole[ETHERNET + 6] = UDP_HEADER;
+    whole[ETHERNET + 6] = UDP;
     whole.drain(ETHERNET + IPV6..ETHERNET + IPV6 + 8);
     let length = (whole.len() - ETHERNET - IPV6) as u16;
     whole[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&length.to_be_bytes());

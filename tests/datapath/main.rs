@@ -11,6 +11,7 @@ mod kernel;
 mod live;
 mod numbers;
 mod packet;
+mod pieces;
 mod xdp;
 
 #[test]

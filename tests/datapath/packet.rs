@@ -12,8 +12,8 @@ use pnet_packet::tcp::{self, MutableTcpPacket, TcpFlags, TcpPacket};
 use pnet_packet::udp::{self, MutableUdpPacket, UdpPacket};
 
 pub(crate) const ETHERNET: usize = 14;
-const IPV4: usize = 20;
-const IPV6: usize = 40;
+pub(crate) const IPV4: usize = 20;
+pub(crate) const IPV6: usize = 40;
 const TCP: usize = 20;
 const UDP: usize = 8;
 

@@ -3,7 +3,14 @@
 
 mod backends;
 mod counters;
+mod fragments;
 mod modes;
 mod net;
+#[path = "../datapath/packet.rs"]
+#[allow(dead_code)]
+mod packet;
+#[path = "../datapath/pieces.rs"]
+#[allow(dead_code)]
+mod pieces;
 mod restart;
 mod server;

@@ -12,7 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use baton::datapath::bpffs;
+use baton::datapath::skeleton::types;
 use baton::lab::netns::Netns;
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -193,6 +195,23 @@ impl Net {
     /// Folders of pins that the relay's namespace has.
     pub(crate) fn pins(&self) -> PathBuf {
         self.node("relay").enter(|| bpffs::folder().unwrap()).unwrap()
+    }
+
+    /// What was dropped, by reason.
+    pub(crate) fn drops(&self) -> serde_json::Value {
+        let mut command = self.node("relay").command(env!("CARGO_BIN_EXE_baton"));
+        let output = command.args(["counters", "--json"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let mut counters: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        counters["drops"].take()
+    }
+
+    /// Opens the gate of a relay whose daemon has gone, for good.
+    pub(crate) fn open_gate(&self) {
+        let map = MapHandle::from_pinned_path(self.pins().join("gate")).unwrap();
+        let gate = types::gate { open_until: u64::MAX / 4, epoch: 0 };
+        let bytes = [gate.open_until.to_ne_bytes(), gate.epoch.to_ne_bytes()].concat();
+        map.update(&0_u32.to_ne_bytes(), &bytes, MapFlags::ANY).unwrap();
     }
 
     pub(crate) fn unload(&self) {

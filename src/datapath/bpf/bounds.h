@@ -37,6 +37,8 @@
 #define HOLDS 512
 /* … in each 2^27 ns, which is 134 ms. */
 #define HOLD_WINDOW_SHIFT 27
+/* Longest frame that is held, in bytes: a test run, which puts it back, takes less than a page. */
+#define HELD_BYTES 3072
 
 /* Flows that one run of the collector looks at. */
 #define SWEEP 256

@@ -46,6 +46,8 @@ const volatile struct {
 	enum leg_flag leg;
 	enum way_kind way;
 	struct event event;
+	struct held_fragment held;
+	enum reinject reinject;
 } types_for_rust;
 
 /* The kernel gives some helpers only to programs under a licence that it takes for compatible. */

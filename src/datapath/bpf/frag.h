@@ -169,7 +169,7 @@ static __always_inline int hold_fragment(void *context, __u32 size, struct packe
 		hold_window = window;
 		holds = 0;
 	}
-	if (holds >= HOLDS)
+	if (holds >= HOLDS || size > HELD_BYTES)
 		return orphan(packet, DROP_EARLY_FRAGMENT);
 	holds++;
 	if (bpf_perf_event_output(context, &held_fragments, BPF_F_CURRENT_CPU | (__u64)size << 32,
