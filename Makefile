@@ -33,8 +33,8 @@ demo: build ## a relay pair with real SOCKS servers, its Active killed under loa
 test: setup ## every test: pure, real sockets, namespaces, drills
 	@scripts/test.sh
 
-bench: build ## proxy mode beside HAProxy and nginx stream, in one run (takes minutes)
-	@$(SUDO) scripts/bench.sh $(abspath $(BATON))
+bench: build ## Baton beside nftables, routing, HAProxy and nginx, in one run (8 minutes)
+	@$(SUDO) $(foreach name,$(filter BENCH_%,$(.VARIABLES)),$(name)=$($(name))) scripts/bench.sh $(abspath $(BATON))
 
 figures: build ## outage per fault beside keepalived, for docs/failover.md (takes minutes)
 	@$(SUDO) scripts/failover-figures.sh $(abspath $(BATON))

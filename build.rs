@@ -1,4 +1,5 @@
-//! Compiles the kernel datapath (`src/datapath/bpf`) with clang and generates its Rust skeleton.
+//! Compiles the programs for the kernel with clang and generates their Rust skeletons: the datapath
+//! (`src/datapath/bpf`), and what the bench runs around it (`src/lab/bench/bpf`).
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,11 +7,15 @@ use std::process::{Command, ExitCode};
 
 use libbpf_cargo::SkeletonBuilder;
 
-const SOURCES: &str = "src/datapath/bpf";
+/// Folder, and the object's name in it.
+const SOURCES: [(&str, &str); 2] =
+    [("src/datapath/bpf", "datapath"), ("src/lab/bench/bpf", "packets")];
 
 fn main() -> ExitCode {
-    // A folder: cargo looks at every file in it.
-    println!("cargo::rerun-if-changed={SOURCES}");
+    for (folder, _) in SOURCES {
+        // Cargo looks at every file in it.
+        println!("cargo::rerun-if-changed={folder}");
+    }
     println!("cargo::rerun-if-env-changed=CLANG");
     match build() {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,9 +39,13 @@ fn build() -> Result<(), String> {
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
+    SOURCES.into_iter().try_for_each(|(folder, name)| compile(folder, name, &clang, &arch, &out))
+}
+
+fn compile(folder: &str, name: &str, clang: &str, arch: &str, out: &Path) -> Result<(), String> {
     SkeletonBuilder::new()
-        .source(Path::new(SOURCES).join("datapath.bpf.c"))
-        .clang(&clang)
+        .source(Path::new(folder).join(format!("{name}.bpf.c")))
+        .clang(clang)
         // v3: atomic operations that return a value, 32-bit arithmetic; in every kernel since
         // 5.12. The folder has asm/types.h, which Debian keeps apart for each architecture.
         .clang_args([
@@ -46,6 +55,6 @@ fn build() -> Result<(), String> {
             format!("-I/usr/include/{arch}-linux-gnu"),
         ])
         .reference_obj(true)
-        .build_and_generate(out.join("datapath.skel.rs"))
-        .map_err(|error| format!("the kernel datapath does not compile: {error:#}"))
+        .build_and_generate(out.join(format!("{name}.skel.rs")))
+        .map_err(|error| format!("{folder}/{name}.bpf.c does not compile: {error:#}"))
 }

@@ -24,7 +24,12 @@ pub const LAYOUT: u32 = 2;
 
 /// The folder of this network namespace, whatever the layout.
 fn of_namespace() -> io::Result<PathBuf> {
-    let inode = fs::metadata("/proc/thread-self/ns/net")?.ino();
+    of(Path::new("/proc/thread-self/ns/net"))
+}
+
+/// The folder of the network namespace that a file stands for, whatever the layout.
+pub fn of(namespace: &Path) -> io::Result<PathBuf> {
+    let inode = fs::metadata(namespace)?.ino();
     Ok(Path::new(ROOT).join(format!("net-{inode}")))
 }
 
@@ -78,7 +83,12 @@ pub fn mount_bpffs() -> io::Result<()> {
 /// Removes the pins of this network namespace, of every layout; what is attached still holds its
 /// program, and a program its maps.
 pub fn remove() -> io::Result<()> {
-    match fs::remove_dir_all(of_namespace()?) {
+    remove_all(&of_namespace()?)
+}
+
+/// Removes a folder of pins; that it is not there is no error.
+pub fn remove_all(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

@@ -71,6 +71,11 @@ impl<K: Record, V: Record> Table<K, V> {
         Ok(entries.filter_map(|(key, value)| Some((K::read(&key)?, V::read(&value)?))))
     }
 
+    /// Bytes of kernel memory, as the kernel reckons them; `None` where it does not tell.
+    pub fn memory(&self) -> libbpf_rs::Result<Option<u64>> {
+        Ok(self.map.query_fdinfo()?.memlock)
+    }
+
     /// Most entries.
     pub fn capacity(&self) -> u32 {
         self.map.max_entries()

@@ -152,6 +152,16 @@ impl Datapath {
         walk.run().map_err(Error::bpf("read the flows"))
     }
 
+    /// Jiffies now, as flows have them (their low 32 bits).
+    pub fn jiffies(&self) -> Result<u64, Error> {
+        self.loaded.jiffies()
+    }
+
+    /// The programs, to run them on packets of one's own.
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
     /// The maps, to read flows and counters.
     pub fn maps(&self) -> &Maps {
         &self.maps

@@ -16,6 +16,7 @@ use super::{
     Doing, LabError, LabOptions, STATE, Servers, Software, check_name, check_root, drill, files,
     wiring,
 };
+use crate::datapath::bpffs;
 
 /// How long servers may take to listen, and the first relay to become Active.
 pub(super) const READY_PATIENCE: Duration = Duration::from_secs(10);
@@ -62,7 +63,7 @@ impl Lab {
         if remove_remains(&options.name)? {
             say("removed the remains of a lab that was killed");
         }
-        let topology = Topology::new(&options.name, options.relays);
+        let topology = Topology::with_links(&options.name, options.relays, options.links);
         let dir = Path::new(STATE).join(&options.name);
         std::fs::create_dir_all(&dir).doing(format!("making {}", dir.display()))?;
         let mut lab = Self { options, topology, dir, processes: Vec::new(), _held: held };
@@ -354,7 +355,10 @@ pub(super) fn remove_remains(name: &str) -> Result<bool, LabError> {
         for node in record.topology.nodes.iter().rev() {
             let netns = Netns::existing(&record.topology.namespace(&node.name));
             if netns.exists() {
+                let pins = bpffs::of(&netns.path());
                 netns.remove().doing(format!("removing namespace {}", netns.name()))?;
+                // Of a datapath that was attached in there.
+                pins.and_then(|pins| bpffs::remove_all(&pins)).doing("removing pins")?;
             }
         }
     }

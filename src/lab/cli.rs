@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::bench::{self, BenchOptions};
+use super::bench::{self, BenchOptions, Suite};
 use super::drill::{self, DrillOptions, fault::Fault};
 use super::process::Lifetime;
-use super::topology::VIP_FRONT;
+use super::topology::{Links, VIP_FRONT};
 use super::{LabOptions, LabStatus, Servers, Software, Up};
 
 /// The lab that commands mean unless told otherwise.
@@ -85,17 +85,26 @@ pub enum LabCommand {
         #[arg(required = true, value_name = "FILE")]
         reports: Vec<PathBuf>,
     },
-    /// Measure proxy mode beside HAProxy and nginx stream; `make bench` runs it.
+    /// Measure Baton beside nftables, plain routing, HAProxy and nginx stream, and what a packet
+    /// costs; `make bench` runs it.
     #[command(hide = true)]
     Bench {
+        /// What of it; all of it unless given.
+        #[arg(value_enum)]
+        suites: Vec<Suite>,
         /// Seconds that each load lasts.
-        #[arg(long, value_name = "N", default_value_t = 5,
+        #[arg(long, value_name = "N", default_value_t = 1,
               value_parser = clap::value_parser!(u32).range(1..=600))]
         seconds: u32,
         /// Rounds, of which medians are taken.
-        #[arg(long, value_name = "N", default_value_t = 3,
+        #[arg(long, value_name = "N", default_value_t = 5,
               value_parser = clap::value_parser!(u8).range(1..=99))]
         runs: u8,
+        /// Flows in the table that packets are measured with, in rising order.
+        #[arg(long, value_name = "N,…", value_delimiter = ',',
+              default_values_t = [1, 1000, 100_000, 1_000_000],
+              value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        flows: Vec<u32>,
         /// TCP congestion control, such as cubic or bbr; this machine's unless given.
         #[arg(long, value_name = "NAME")]
         congestion: Option<String>,
@@ -105,6 +114,9 @@ pub enum LabCommand {
         /// Where the report goes.
         #[arg(long, value_name = "FILE", default_value = "reports/bench.json")]
         report: PathBuf,
+        /// A document that has marked places for the figures, such as docs/performance.md.
+        #[arg(long, value_name = "FILE")]
+        document: Option<PathBuf>,
     },
     /// The echo server of the backends.
     #[command(hide = true)]
@@ -133,6 +145,7 @@ impl LabCommand {
             Self::Up { name, relays, advert_interval, software, binary } => up(&LabOptions {
                 name: name.name,
                 relays: relays.into(),
+                links: Links::Two,
                 binary: program(binary)?,
                 software,
                 servers: Servers::All,
@@ -149,10 +162,21 @@ impl LabCommand {
                 match super::exec(&name.name, &node, &command)? {}
             }
             Self::Figures { reports } => figures(&reports)?,
-            Self::Bench { seconds, runs, congestion, json, report } => {
+            Self::Bench {
+                suites,
+                seconds,
+                runs,
+                mut flows,
+                congestion,
+                json,
+                report,
+                document,
+            } => {
+                let suites = if suites.is_empty() { Suite::ALL.to_vec() } else { suites };
                 let (runs, binary) = (runs.into(), program(None)?);
-                let options = BenchOptions { seconds, runs, congestion, binary };
-                return bench(&options, json, &report);
+                flows.sort_unstable();
+                let options = BenchOptions { suites, seconds, runs, flows, congestion, binary };
+                return bench(&options, json, &report, document.as_deref());
             }
             Self::ServeEcho { port } => super::echo::serve(port)?,
         }
@@ -160,7 +184,12 @@ impl LabCommand {
     }
 }
 
-fn bench(options: &BenchOptions, json: bool, path: &Path) -> anyhow::Result<ExitCode> {
+fn bench(
+    options: &BenchOptions,
+    json: bool,
+    path: &Path,
+    document: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
     drill::catch_signals()?;
     let report = match bench::run(options, &mut |step| eprintln!("bench: {step}")) {
         Err(super::LabError::Interrupted) => {
@@ -171,6 +200,13 @@ fn bench(options: &BenchOptions, json: bool, path: &Path) -> anyhow::Result<Exit
     };
     let text = serde_json::to_string_pretty(&report)? + "\n";
     write_report(path, &text)?;
+    if let Some(path) = document {
+        let before = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let after = bench::write_into(&report, &before).map_err(|section| {
+            anyhow::anyhow!("{} has no `<!-- bench {section} -->`", path.display())
+        })?;
+        write_report(path, &after)?;
+    }
     let shown = if json { text } else { bench::render(&report) };
     std::io::stdout().write_all(shown.as_bytes())?;
     eprintln!("bench: report in {}", path.display());

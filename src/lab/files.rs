@@ -39,7 +39,7 @@ socks pass {{
     command: bind connect udpassociate bindreply udpreply
 }}
 ",
-        interface = Segment::Back.interface(),
+        interface = backend.links[0].segment.interface(),
     )
 }
 

@@ -8,7 +8,7 @@
 //! * `files`, [`process`]: the daemons' configuration, and how they are started and ended.
 //! * [`Lab`]: a lab in hand; [`up`], [`down`], [`status`], [`exec`]: what the commands do.
 //! * [`drill`]: canary traffic, a fault, a report.
-//! * [`mod@bench`]: proxy mode beside other proxies.
+//! * [`mod@bench`]: Baton beside others, and what a packet costs.
 //! * [`echo`]: the echo server of the backends.
 //! * [`cli`]: the commands.
 //!
@@ -50,6 +50,8 @@ pub struct LabOptions {
     pub name: String,
     /// How many relays, 1–[`topology::MAX_RELAYS`].
     pub relays: usize,
+    /// How they are plugged in. With one link the lab has no configuration for them that works.
+    pub links: topology::Links,
     /// The `baton` program.
     pub binary: PathBuf,
     /// What runs on the relays.

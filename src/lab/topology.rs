@@ -167,22 +167,39 @@ impl Link {
     }
 }
 
+/// How the relays are plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// Front only, where the backends are too: packets leave by the link that they came by.
+    One,
+    /// Front and back.
+    Two,
+}
+
 impl Topology {
-    /// The lab of that name with so many relays (clamped to 1–[`MAX_RELAYS`]), a client, two
-    /// backends and a switch.
+    /// The lab of that name with so many relays (clamped to 1–[`MAX_RELAYS`]) between two networks,
+    /// a client, two backends and a switch.
     pub fn new(name: &str, relays: usize) -> Self {
+        Self::with_links(name, relays, Links::Two)
+    }
+
+    /// The same with relays and backends plugged in like that.
+    pub fn with_links(name: &str, relays: usize, links: Links) -> Self {
+        let (relays_on, backends_on): (&[Segment], _) = match links {
+            Links::One => (&[Segment::Front], Segment::Front),
+            Links::Two => (&Segment::ALL, Segment::Back),
+        };
         let relays = relays.clamp(1, MAX_RELAYS) as u8;
         let mut nodes = vec![
             Node { name: "switch".into(), role: Role::Switch, links: Vec::new() },
             node("client", Role::Client, &[Segment::Front], 10),
         ];
         nodes.extend(
-            (1..=relays).map(|number| {
-                node(&format!("relay{number}"), Role::Relay, &Segment::ALL, number + 1)
-            }),
+            (1..=relays)
+                .map(|number| node(&format!("relay{number}"), Role::Relay, relays_on, number + 1)),
         );
         nodes.extend((1..=2).map(|number| {
-            node(&format!("backend{number}"), Role::Backend, &[Segment::Back], number + 10)
+            node(&format!("backend{number}"), Role::Backend, &[backends_on], number + 10)
         }));
         Self { name: name.to_owned(), nodes }
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use baton::lab::netns::{Netns, run};
 use baton::lab::process::Lifetime;
+use baton::lab::topology::Links;
 use baton::lab::{Lab, LabOptions, Servers, Software};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -59,6 +60,7 @@ impl Pool {
             LabOptions {
                 name: format!("bt-dante-{}-{count}", std::process::id()),
                 relays: RELAYS.len(),
+                links: Links::Two,
                 binary: env!("CARGO_BIN_EXE_baton").into(),
                 software: Software::Baton,
                 servers: Servers::Echo,

@@ -1,47 +1,68 @@
-//! The bench: proxy mode beside HAProxy and nginx stream, in turn on the same relay of one lab,
-//! under the same load; and the load without a relay.
+//! The bench: the datapath and proxy mode beside nftables, plain routing, HAProxy and nginx stream,
+//! each on a relay of its own in the same lab, under the same load; what a packet costs; what a
+//! flow takes of memory, and a start of time.
 //!
-//! Client, relay and backends share this machine's cores, so figures compare within one run only,
-//! and the processor time of the relay's own processes says more than the rates. Each round takes
-//! every contender in turn, so that what else the machine does falls on all of them; medians of
-//! the rounds are reported.
+//! * [`race`], with `contender` and `load`: who is compared, doing what.
+//! * [`packets`]: nanoseconds for a packet, in the datapath's programs alone.
+//! * [`footprint`]: bytes for a flow, and from `baton run` to the first packet.
+//! * [`report`]: medians, ratios, tables.
+//!
+//! Client, relays and backends share this machine's cores, so figures compare within one run only.
+//! Each round takes all that is compared in turn, so that what else the machine does falls on all
+//! of it; medians of the rounds are reported.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 mod contender;
+mod footprint;
 mod load;
+mod packets;
+mod race;
 mod report;
 
-use contender::Contender;
-use load::{IPERF_PORT, Load};
-use report::{Machine, Sample};
-pub use report::{Report, render};
+use clap::ValueEnum;
+use report::{Machine, Progress};
+pub use report::{Report, render, write_into};
 
-use super::build::{READY_PATIENCE, accepts};
-use super::drill::check_signals;
-use super::process::{Daemon, Lifetime};
-use super::topology::HTTP_PORT;
-use super::{Doing, Lab, LabError, LabOptions, Servers, Software};
+use super::process::Lifetime;
+use super::topology::Links;
+use super::{Lab, LabError, LabOptions, Servers, Software};
 
 /// What a bench is to do.
 #[derive(Debug, Clone)]
 pub struct BenchOptions {
+    /// What of it.
+    pub suites: Vec<Suite>,
     /// How long each load lasts, in seconds.
     pub seconds: u32,
     /// Rounds; medians are of so many.
     pub runs: usize,
+    /// Sizes of the flow table that packets are measured with, in rising order.
+    pub flows: Vec<u32>,
     /// TCP congestion control in every namespace; `None`: this machine's.
     pub congestion: Option<String>,
     /// The `baton` program.
     pub binary: PathBuf,
 }
 
-/// The node that the contenders run on.
-const RELAY: &str = "relay1";
-/// How long a contender may take to end.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+/// A part of the bench.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// What a packet costs in the datapath's programs.
+    Packets,
+    /// Memory for a flow, and time from `baton run` to the first packet.
+    Footprint,
+    /// Passthrough beside nftables, plain routing, HAProxy and nginx stream.
+    Datapath,
+    /// Proxy mode beside HAProxy and nginx stream.
+    Proxy,
+}
+
+impl Suite {
+    /// All of them, in the order in which they run.
+    pub const ALL: [Self; 4] = [Self::Packets, Self::Footprint, Self::Datapath, Self::Proxy];
+}
 
 /// Runs the bench. `say` is told of every step; signals end it in order once
 /// [`super::drill::catch_signals`] was called.
@@ -50,119 +71,63 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 /// The lab could not be made, a contender or a load failed, or a signal came. The lab is gone in
 /// any case.
 pub fn run(options: &BenchOptions, say: &mut dyn FnMut(&str)) -> Result<Report, LabError> {
-    let load_before = report::load_average();
-    let mut lab = Lab::build(lab_options(options), say)?;
-    if let Some(name) = &options.congestion {
-        say(&format!("congestion control: {name}"));
-        set_congestion(&lab, name)?;
-    }
-    let machine = Machine::look(load_before, options.congestion.as_deref());
-    for node in ["backend1", "backend2"] {
-        let port = IPERF_PORT.to_string();
-        lab.start(node, &Daemon::new("iperf3", "iperf3", ["-s", "-p", &port]))?;
-    }
-    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); Contender::ALL.len()];
-    for round in 1..=options.runs {
-        for (contender, samples) in Contender::ALL.iter().zip(&mut samples) {
-            say(&format!("round {round} of {}: {}", options.runs, contender.name()));
-            let sample = measure(&mut lab, *contender, options.seconds)?;
-            say(&format!("  {sample}"));
-            samples.push(sample);
+    let machine = Machine::look(options.congestion.as_deref());
+    let mut report = Report::new(machine, options);
+    let mut progress = Progress::new(say);
+    for suite in Suite::ALL.into_iter().filter(|suite| options.suites.contains(suite)) {
+        let say = &mut |step: &str| progress.say(step);
+        match suite {
+            Suite::Packets => {
+                say("what a packet costs");
+                let lab = lab(options, 1, Links::Two, Servers::Echo, say)?;
+                report.packets = packets::run(&lab, options, say)?;
+            }
+            Suite::Footprint => {
+                say("memory and start");
+                let mut lab = lab(options, 1, Links::Two, Servers::Echo, say)?;
+                report.footprint = Some(footprint::run(&mut lab, options, say)?);
+            }
+            Suite::Datapath => {
+                report.races.push(race::run(&race::TWO_LINKS, options, say)?);
+                report.races.push(race::run(&race::ONE_LINK, options, say)?);
+            }
+            Suite::Proxy => report.races.push(race::run(&race::PROXY, options, say)?),
         }
     }
-    drop(lab);
-    Ok(Report::new(machine, options, &samples))
+    Ok(report)
 }
 
-/// By the routes of every node: the sysctl of a namespace takes only what the host's administrator
-/// allows to everyone.
-fn set_congestion(lab: &Lab, name: &str) -> Result<(), LabError> {
-    for node in &lab.topology.nodes {
-        for link in &node.links {
-            let (network, interface) = (link.segment.v4(0), link.segment.interface());
-            let scope = format!("dev {interface} proto kernel scope link src {}", link.v4);
-            lab.netns(&node.name)
-                .ip(&format!("route change {network}/24 {scope} congctl {name}"))
-                .doing("setting the congestion control")?;
-        }
-    }
-    Ok(())
-}
-
-fn lab_options(options: &BenchOptions) -> LabOptions {
-    LabOptions {
+/// A lab for a part of the bench; it is gone when it is dropped.
+fn lab(
+    options: &BenchOptions,
+    relays: usize,
+    links: Links,
+    servers: Servers,
+    say: &mut dyn FnMut(&str),
+) -> Result<Lab, LabError> {
+    let options = LabOptions {
         name: format!("drill-bench-{}", std::process::id()),
-        relays: 1,
+        relays,
+        links,
         binary: options.binary.clone(),
         software: Software::Baton,
-        servers: Servers::All,
+        servers,
         advert_interval: Duration::from_millis(100),
         lifetime: Lifetime::WithParent,
-    }
+    };
+    Lab::build(options, say)
 }
 
-/// One contender under every load.
-fn measure(lab: &mut Lab, contender: Contender, seconds: u32) -> Result<Sample, LabError> {
-    if let Some(daemon) = contender.daemon(lab)? {
-        lab.start(RELAY, &daemon)?;
-    }
-    let address = contender.address(&lab.topology);
-    await_listening(lab, contender, address)?;
-    let mut sample = Sample::default();
-    for load in Load::ALL {
-        check_signals()?;
-        let before = cpu_seconds(lab)?;
-        let carried = load.put(lab, address, seconds)?;
-        sample.add(load, carried, cpu_seconds(lab)? - before);
-    }
-    if let Some(process) = lab.process(RELAY, contender.name()) {
-        process.terminate(END_PATIENCE).doing(format!("ending {}", contender.name()))?;
-    }
-    // Its port is free for the next once its last process is gone.
-    let netns = lab.netns(RELAY);
-    let deadline = Instant::now() + END_PATIENCE;
-    while !netns.pids().doing("listing processes")?.is_empty() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(sample)
+/// An error of the datapath's or of libbpf's as one of the lab's.
+fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> std::io::Error {
+    std::io::Error::other(error)
 }
 
-fn await_listening(lab: &mut Lab, contender: Contender, address: Ipv4Addr) -> Result<(), LabError> {
-    let client = lab.netns("client");
-    let deadline = Instant::now() + READY_PATIENCE;
-    let web = SocketAddr::new(address.into(), HTTP_PORT);
-    while !client.enter(|| accepts(web)).doing("entering the client")? {
-        lab.check_daemon(RELAY, contender.name())?;
-        check_signals()?;
-        if Instant::now() > deadline {
-            return Err(lab.daemon_error(RELAY, contender.name(), "does not listen".into()));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
-/// Processor time that all processes on the relay have used, in seconds: theirs and the kernel's
-/// on their behalf, all threads.
-fn cpu_seconds(lab: &Lab) -> Result<f64, LabError> {
-    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
-    let mut total = 0;
-    for pid in lab.netns(RELAY).pids().doing("listing processes")? {
-        let path = format!("/proc/{pid}/stat");
-        // A process that has just ended has no file any more.
-        total += std::fs::read_to_string(path).ok().and_then(|stat| cpu_ticks(&stat)).unwrap_or(0);
-    }
-    Ok(total as f64 / ticks.unwrap_or(100) as f64)
-}
-
-/// `utime` and `stime` of proc_pid_stat(5), fields 14 and 15; the name in field 2 may hold
-/// anything, so they are counted from its closing parenthesis.
-fn cpu_ticks(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace().skip(11);
-    let utime: u64 = fields.next()?.parse().ok()?;
-    let stime: u64 = fields.next()?.parse().ok()?;
-    Some(utime + stime)
+/// The quartiles of some figures: a quarter is at most the first, half at most the second, three
+/// quarters at most the third. Zeros of none.
+fn quartiles(figures: &mut [f64]) -> [f64; 3] {
+    figures.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| figures.get(figures.len() * quarter / 4).copied().unwrap_or(0.0))
 }
 
 #[cfg(test)]
@@ -170,9 +135,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processor_time_is_found_behind_any_name() {
-        let stat = "42 (a ) b (c) S 1 42 42 0 -1 4194560 1 0 0 0 250 75 9 9 20 0 3 0 77 1 1";
-        assert_eq!(cpu_ticks(stat), Some(325));
-        assert_eq!(cpu_ticks("42 (x) S 1"), None);
+    fn quartiles_are_of_the_sorted_figures() {
+        assert_eq!(quartiles(&mut [9.0, 1.0, 5.0]), [1.0, 5.0, 9.0]);
+        assert_eq!(quartiles(&mut [4.0, 3.0, 2.0, 1.0, 0.0]), [1.0, 2.0, 3.0]);
+        assert_eq!(quartiles(&mut [7.0]), [7.0; 3]);
+        assert_eq!(quartiles(&mut []), [0.0; 3]);
     }
 }

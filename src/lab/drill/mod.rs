@@ -30,7 +30,7 @@ pub use render::render;
 use report::{Connections, OutageMs, Report, Run, ms};
 
 use super::process::Lifetime;
-use super::topology::{ECHO_PORT, Role, VIP_FRONT, VIP_FRONT6};
+use super::topology::{ECHO_PORT, Links, Role, VIP_FRONT, VIP_FRONT6};
 use super::{Doing, Lab, LabError, LabOptions, Servers, Software};
 
 /// How long a service may take to answer for the first time.
@@ -154,6 +154,7 @@ fn lab_options(options: &DrillOptions) -> LabOptions {
     LabOptions {
         name: format!("drill-{}", std::process::id()),
         relays: 2,
+        links: Links::Two,
         binary: options.binary.clone(),
         software: options.software,
         servers: Servers::Echo,
