@@ -46,6 +46,7 @@ const DROP_REASONS: [&str; types::drop_reason::DROP_REASONS.0 as usize] = [
     "SERVICE_FULL",
     "BACKEND_FULL",
     "SOURCE_FULL",
+    "ANSWER_LIMITED",
 ];
 
 /// Everything that is counted, since the maps were made.

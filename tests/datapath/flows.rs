@@ -222,7 +222,7 @@ fn a_drained_backend_keeps_its_flows_and_gets_no_new_ones() {
             // The schedule still has it: a few slots are tried, and the next change of the
             // schedule, which is already on its way, ends this.
             Fate::Dropped(reason) => assert_eq!(reason, drop_reason::DROP_NO_BACKEND),
-            Fate::Passed => panic!("a packet of a service went up the stack"),
+            other => panic!("{other:?}"),
         }
     }
     kernel.set_state(ids[on], backend_state::BACKEND_DOWN);

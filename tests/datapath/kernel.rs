@@ -26,6 +26,8 @@ pub(crate) enum Fate {
     Dropped(types::drop_reason),
     /// Sent on.
     Sent(Packet),
+    /// Counted under this reason, and this sent back to where it came from.
+    Answered(types::drop_reason, Vec<u8>),
 }
 
 pub(crate) struct Kernel {
@@ -218,10 +220,11 @@ impl Kernel {
                 assert_eq!(counted.len(), 1, "dropped under {counted:?}");
                 Fate::Dropped(types::drop_reason(counted[0]))
             }
-            REDIRECT => {
-                assert_eq!(counted, [] as [u32; 0], "sent, and counted as dropped");
-                Fate::Sent(Packet::read(&out))
-            }
+            REDIRECT => match counted[..] {
+                [] => Fate::Sent(Packet::read(&out)),
+                [reason] => Fate::Answered(types::drop_reason(reason), out),
+                _ => panic!("sent, and counted as dropped under {counted:?}"),
+            },
             other => panic!("verdict {other}"),
         }
     }

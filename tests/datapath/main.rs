@@ -1,5 +1,6 @@
 //! The kernel's programs, run on packets of ours (BPF_PROG_TEST_RUN) and in namespaces.
 
+mod answers;
 mod bad;
 mod collect;
 mod cost;
@@ -7,6 +8,7 @@ mod encap;
 mod flows;
 mod fragments;
 mod golden;
+mod icmp;
 mod kernel;
 mod live;
 mod numbers;

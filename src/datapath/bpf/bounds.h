@@ -61,4 +61,6 @@ enum verdict {
 	VERDICT_FORWARD,
 	/* A fragment that is ahead of its first: `hold_fragment` (frag.h), which gives another. */
 	VERDICT_HOLD,
+	/* Its sender gets `plan->answer`, and it is counted there. */
+	VERDICT_ANSWER,
 };

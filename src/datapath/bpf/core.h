@@ -15,7 +15,7 @@
 #include "plan.h"
 #include "service.h"
 
-static __always_inline int check_packet(struct packet *packet)
+static __always_inline int check_packet(struct packet *packet, struct plan *plan)
 {
 	if (packet->broken)
 		return drop(packet->broken - 1);
@@ -24,7 +24,7 @@ static __always_inline int check_packet(struct packet *packet)
 	if (same_address(&packet->source, &packet->destination))
 		return drop(DROP_LAND);
 	if (packet->ttl <= 1)
-		return drop(DROP_TTL);
+		return answer(plan, ANSWER_TIME_EXCEEDED, DROP_TTL);
 	return GO_ON;
 }
 
@@ -140,7 +140,7 @@ static __always_inline int decide_packet(void *data, void *end, __u32 size,
 	if (service && service->mode != MODE_PROXY) {
 		if (closed)
 			return drop(DROP_GATE_CLOSED);
-		verdict = check_packet(packet);
+		verdict = check_packet(packet, plan);
 		if (verdict != GO_ON)
 			return verdict;
 		return plan_inbound(packet, service, service_id, plan);
@@ -153,14 +153,17 @@ static __always_inline int decide_packet(void *data, void *end, __u32 size,
 		return pass_or_drop(packet, closed);
 	verdict = plan_outbound(packet, server, plan);
 	if (verdict != VERDICT_PASS)
-		return verdict == VERDICT_FORWARD && packet->ttl <= 1 ? drop(DROP_TTL) : verdict;
+		return verdict == VERDICT_FORWARD && packet->ttl <= 1
+			       ? answer(plan, ANSWER_TIME_EXCEEDED, DROP_TTL)
+			       : verdict;
 	/* Nobody sends to a NAT address but servers, and servers only to ports of flows. */
 	if (address_use(&packet->destination))
 		return drop(DROP_REPLY_NO_FLOW);
 	return VERDICT_PASS;
 }
 
-/* The whole way; `plan` is set where the verdict is `VERDICT_FORWARD`. */
+/* The whole way; `plan` is set where the verdict is `VERDICT_FORWARD`, and what it has of answers
+ * where it is `VERDICT_ANSWER`. */
 static __always_inline int decide(void *data, void *end, __u32 size, struct packet *packet,
 				  struct plan *plan)
 {

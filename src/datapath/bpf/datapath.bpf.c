@@ -32,6 +32,7 @@
 
 /* One of each type that no map names, so that BTF has it and Rust gets it; never read. */
 const volatile struct {
+	enum answer answer;
 	enum drop_reason drop;
 	enum forward_mode mode;
 	enum select_by select;

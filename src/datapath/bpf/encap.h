@@ -16,6 +16,7 @@
 #include "counters.h"
 #include "csum.h"
 #include "hash.h"
+#include "mtu.h"
 #include "parse.h"
 #include "plan.h"
 
@@ -28,15 +29,6 @@
 static __always_inline int is_mapped_ipv4(const struct address *address)
 {
 	return !address->words[0] && !address->words[1] && address->words[2] == bpf_htonl(0xffff);
-}
-
-/* The longest packet that is sent: a whole one, or one of the segments that it will be cut into. */
-static __always_inline __u32 longest_sent(const struct packet *packet)
-{
-	if (!packet->segment)
-		return packet->length;
-	return packet->l4 - packet->l3 + packet->segment +
-	       (packet->protocol == IPPROTO_TCP ? packet->tcp_header : sizeof(struct udphdr));
 }
 
 /* Outer addresses, and whether it fits. Segments of TCP may be cut shorter by the outer header,
@@ -59,7 +51,7 @@ static __always_inline int plan_encapsulation(const struct packet *packet,
 		return GO_ON;
 	}
 	plan->mtu = backend->mtu - outer;
-	return drop(DROP_TOO_BIG);
+	return answer(plan, ANSWER_TOO_BIG, DROP_TOO_BIG);
 }
 
 /* One hop less for what is carried; gives its TOS, or traffic class. */

@@ -325,3 +325,10 @@ static __always_inline int parse(void *data, void *end, __u32 size, struct packe
 		return parse_ipv6(data, end, packet, size - offset);
 	return VERDICT_PASS;
 }
+
+/* Where the transport checksum is, from the first byte of the transport header. */
+static __always_inline __u32 checksum_offset(const struct packet *packet)
+{
+	return packet->protocol == IPPROTO_TCP ? __builtin_offsetof(struct tcphdr, check)
+					       : __builtin_offsetof(struct udphdr, check);
+}

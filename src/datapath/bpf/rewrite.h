@@ -90,10 +90,3 @@ static __always_inline int rewrite_headers(void *data, void *end, const struct p
 	ports[1] = plan->destination_port;
 	return 0;
 }
-
-/* Where the transport checksum is, from the first byte of the transport header. */
-static __always_inline __u32 checksum_offset(const struct packet *packet)
-{
-	return packet->protocol == IPPROTO_TCP ? __builtin_offsetof(struct tcphdr, check)
-					       : __builtin_offsetof(struct udphdr, check);
-}

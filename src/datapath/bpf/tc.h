@@ -6,8 +6,10 @@
  */
 #pragma once
 
+#include "answer_tc.h"
 #include "encap.h"
 #include "handover.h"
+#include "mtu.h"
 #include "rewrite.h"
 
 /* Since Linux 6.16; older kernels refuse it. */
@@ -55,8 +57,8 @@ static __always_inline int tc_redirect_to(const struct packet *packet, const str
 	return bpf_redirect_neigh(plan->ifindex, &neighbour, sizeof(neighbour), 0);
 }
 
-static __always_inline int tc_forward(struct __sk_buff *skb, const struct packet *packet,
-				      const struct plan *plan)
+static __always_inline int tc_forward(struct __sk_buff *skb, struct packet *packet,
+				      struct plan *plan)
 {
 	struct change change = {};
 
@@ -67,6 +69,8 @@ static __always_inline int tc_forward(struct __sk_buff *skb, const struct packet
 		drop(DROP_NO_ROUTE);
 		return TC_ACT_SHOT;
 	}
+	if (check_mtu(skb, packet, plan) != GO_ON)
+		return tc_answer(skb, packet, plan);
 	/* Nothing is rewritten, not even the TTL: for the backend it is as if the client's packet
 	 * had come to it directly. */
 	if (plan->mode == MODE_DSR_L2)
@@ -112,9 +116,11 @@ int baton_tc(struct __sk_buff *skb)
 	switch (verdict) {
 	case VERDICT_FORWARD:
 		action = tc_forward(skb, &packet, &plan);
-		if (action == TC_ACT_REDIRECT)
+		if (action == TC_ACT_REDIRECT && !plan.answer)
 			count_sent(&packet, &plan);
 		return action;
+	case VERDICT_ANSWER:
+		return tc_answer(skb, &packet, &plan);
 	case VERDICT_PASS:
 		return TC_ACT_UNSPEC;
 	default:

@@ -9,6 +9,7 @@
  */
 #pragma once
 
+#include "answer_xdp.h"
 #include "encap.h"
 #include "handover.h"
 #include "rewrite.h"
@@ -51,8 +52,8 @@ static __always_inline int xdp_send(const struct packet *packet, const struct pl
 	return bpf_redirect(plan->ifindex, 0);
 }
 
-static __always_inline int xdp_forward(struct xdp_md *xdp, const struct packet *packet,
-				       const struct plan *plan)
+static __always_inline int xdp_forward(struct xdp_md *xdp, struct packet *packet,
+				       struct plan *plan)
 {
 	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
 	struct ethhdr *ethernet = data;
@@ -98,6 +99,8 @@ int baton_xdp(struct xdp_md *xdp)
 	switch (verdict) {
 	case VERDICT_FORWARD:
 		return xdp_forward(xdp, &packet, &plan);
+	case VERDICT_ANSWER:
+		return xdp_answer(xdp, &packet, &plan);
 	case VERDICT_PASS:
 		return XDP_PASS;
 	default:

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Answers (answer.h) in XDP frames: cut to what is quoted, room for the new headers in front, and
+ * back out of where it came from.
+ */
+#pragma once
+
+#include "answer.h"
+
+struct xdp_quote {
+	struct xdp_md *xdp;
+	__u8 *chunk;
+	__u32 offset;
+	__u32 length;
+	__u32 sum;
+};
+
+static long xdp_sum_chunk(__u32 nth, void *context)
+{
+	struct xdp_quote *quote = context;
+	__u32 done = nth * QUOTE_CHUNK;
+	__u32 length;
+
+	if (done >= quote->length)
+		return 1;
+	length = quote->length - done;
+	if (length > QUOTE_CHUNK)
+		length = QUOTE_CHUNK;
+	__builtin_memset(quote->chunk, 0, QUOTE_CHUNK);
+	/* What is known, but not to the verifier. */
+	barrier_var(length);
+	if (!length || bpf_xdp_load_bytes(quote->xdp, quote->offset + done, quote->chunk, length))
+		return 1;
+	quote->sum = bpf_csum_diff(NULL, 0, (__be32 *)quote->chunk, QUOTE_CHUNK,
+				  quote->sum);
+	return 0;
+}
+
+static __always_inline long xdp_resize(struct xdp_md *xdp, __u32 length)
+{
+	return bpf_xdp_adjust_tail(xdp, (__s32)(length - bpf_xdp_get_buff_len(xdp)));
+}
+
+static __always_inline int xdp_reset(struct xdp_md *xdp, const struct packet *packet,
+				     struct answering *answering)
+{
+	struct response *response = &answering->response;
+	if (xdp_resize(xdp, packet->l3 + response->header + sizeof(struct tcphdr)))
+		return -1;
+	return write_reset((void *)(long)xdp->data, (void *)(long)xdp->data_end, packet, response);
+}
+
+static __always_inline int xdp_icmp(struct xdp_md *xdp, const struct packet *packet,
+				    const struct plan *plan, struct answering *answering)
+{
+	struct response *response = &answering->response;
+	struct xdp_quote quote = {
+		.xdp = xdp,
+		.chunk = answering->chunk,
+		.offset = packet->l3,
+		.length = response->quote,
+	};
+
+	bpf_loop(QUOTE_CHUNKS, xdp_sum_chunk, &quote, 0);
+	response->quote_sum = quote.sum;
+	if (xdp_resize(xdp, packet->l3 + response->quote) ||
+	    bpf_xdp_adjust_head(xdp, -(int)(response->header + sizeof(struct icmp_head))))
+		return -1;
+	return write_icmp((void *)(long)xdp->data, (void *)(long)xdp->data_end, packet, plan,
+			  response);
+}
+
+static __noinline int xdp_answer(struct xdp_md *xdp, struct packet *packet, struct plan *plan)
+{
+	struct answering *answering = find_answering();
+	int error;
+
+	if (!answering)
+		return XDP_DROP;
+	if (begin_answer((void *)(long)xdp->data, (void *)(long)xdp->data_end, packet, plan,
+			 answering) != GO_ON)
+		return XDP_DROP;
+	error = answering->response.kind == ANSWER_RESET ? xdp_reset(xdp, packet, answering)
+					      : xdp_icmp(xdp, packet, plan, answering);
+	return error ? XDP_DROP : XDP_TX;
+}
