@@ -302,7 +302,8 @@ fn attach_tc(loaded: &Loaded, ifindex: u32) -> Result<(), Error> {
     hook.attach().map(drop).map_err(failed())
 }
 
-fn detach_tc(ifindex: u32) -> Result<(), Error> {
+/// Takes our TC filter off an interface; other filters stay.
+pub fn detach_tc(ifindex: u32) -> Result<(), Error> {
     let failed = Error::bpf(format!("detach from interface {}", nic::name(ifindex)));
     bare_hook(ifindex).detach().map_err(failed)
 }
