@@ -26,4 +26,5 @@ pub mod driver;
 pub mod io;
 pub mod lease;
 pub mod node;
+pub mod sync;
 pub mod vrrp;

@@ -23,6 +23,7 @@ pub(super) const LONGEST: usize = 4 + 2 * 3 + 2 * (1 + LONGEST_NAME);
 
 /// One life of a node: drawn anew at each start, so that its peers see that it has forgotten.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, SchemaRead, SchemaWrite)]
+#[cfg_attr(test, derive(bincode::Encode, bincode::Decode))]
 pub struct BootId(pub [u8; 16]);
 
 /// Who a node is.
