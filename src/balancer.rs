@@ -16,7 +16,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
-use baton_ha::config::{HaConfig, Vip};
+use baton_ha::channel::key::ClusterKey;
+use baton_ha::config::{ChannelConfig, HaConfig, Vip};
 use baton_ha::driver::{self, Handle, Outcome, View};
 use baton_ha::vrrp::router::State;
 use sd_notify::NotifyState;
@@ -158,11 +159,12 @@ impl Balancer {
         let datapath = OnceLock::new();
         start_datapath(&datapath, &config, &pools)?;
         let checks = Checks::start(&pools);
-        let election = match &config.ha {
-            Some(ha) => Some((
-                ha.clone(),
-                driver::start(ha.clone(), guard::post(ha, &config.node.control))?,
-            )),
+        let election = match with_channel(&config)? {
+            Some(ha) => {
+                let lease = guard::post(&ha, &config.node.control);
+                let (handle, _port) = driver::start(ha.clone(), lease)?;
+                Some((ha, handle))
+            }
             None => None,
         };
         tracing::info!(
@@ -452,6 +454,27 @@ impl Answer for Balancer {
 /// The pools whose sessions end here.
 fn proxied(pools: &[Arc<Pool>]) -> Vec<Arc<Pool>> {
     pools.iter().filter(|pool| !pool.service.mode.is_in_kernel()).cloned().collect()
+}
+
+/// What the HA side must know: the file's part, and the cluster's key.
+fn with_channel(config: &Config) -> anyhow::Result<Option<HaConfig>> {
+    let Some(ha) = &config.ha else { return Ok(None) };
+    let channel = match &config.channel {
+        None => None,
+        Some(channel) => {
+            let path = &channel.key_file;
+            let key = ClusterKey::load(path)
+                .with_context(|| format!("the cluster key {}", path.display()))?;
+            Some(ChannelConfig {
+                cluster: config.cluster.clone(),
+                key,
+                address: channel.address,
+                peers: channel.peers.clone(),
+                heartbeat: channel.heartbeat,
+            })
+        }
+    };
+    Ok(Some(HaConfig { channel, ..ha.clone() }))
 }
 
 fn vips(config: &Config) -> &[Vip] {

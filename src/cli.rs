@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use baton_ha::channel::key::ClusterKey;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::system::System;
@@ -22,6 +24,9 @@ use crate::table::Table;
 
 /// Where the commands find the daemon unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/baton/control.sock";
+
+/// Where `baton keygen` writes unless told otherwise.
+const DEFAULT_KEY: &str = "/etc/baton/cluster.key";
 
 /// How long a command waits for the daemon: more than the longest Active_Down_Interval
 /// (4 × 40.95 s), which a `yield` may take.
@@ -160,6 +165,16 @@ enum Command {
     /// when no `baton run` is to follow, in the network namespace where it ran.
     #[command(after_help = EXIT_CODES)]
     Unload,
+    /// Make the key of a cluster, once, to be copied to each of its nodes.
+    ///
+    /// Who has it is a node of the cluster, so only its owner may read the file (mode 0600). A file
+    /// that is there already is left alone.
+    #[command(after_help = EXIT_CODES)]
+    Keygen {
+        /// The file, as `key_file` in `[cluster]` names it.
+        #[arg(value_name = "FILE", default_value = DEFAULT_KEY)]
+        file: PathBuf,
+    },
     /// List the flows of passthrough and dsr services.
     ///
     /// In no order; those for which everything that is given is so. docs/operations.md says what is
@@ -184,6 +199,24 @@ enum Command {
     Lab(lab::cli::LabCommand),
     /// Break something in a lab of its own, under load, and show what clients saw.
     Drill(lab::cli::DrillArgs),
+}
+
+fn keygen(file: &Path) -> anyhow::Result<()> {
+    let failed = || format!("write {}", file.display());
+    if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).with_context(failed)?;
+    }
+    match ClusterKey::generate()?.save(file) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => anyhow::bail!(
+            "{} is there already: remove it for a new key, which every node then needs",
+            file.display()
+        ),
+        Err(error) => return Err(anyhow::Error::from(error).context(failed())),
+    }
+    let file = file.display();
+    print(&format!("{file} written; copy it to the other nodes, as the same user, mode 0600\n"))?;
+    Ok(())
 }
 
 #[derive(Debug, Args)]
@@ -303,6 +336,7 @@ impl Command {
                 crate::datapath::unload()?;
                 print("the datapath is out of the kernel\n")?;
             }
+            Command::Keygen { file } => keygen(&file)?,
             Command::Sessions(args) => args.list()?,
             Command::Counters { json, all } => counters(json, all)?,
             Command::Lab(lab) => return lab.run(),

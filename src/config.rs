@@ -41,6 +41,7 @@ pub mod system;
 mod value;
 mod vips;
 
+pub use cluster::Channel;
 pub use describe::{active_down_interval, describe, describe_json};
 pub use duration::show as show_duration;
 pub use problem::{Errors, Place, Problem, Severity};
@@ -64,6 +65,8 @@ pub struct Config {
     pub node: Node,
     /// Name of the cluster.
     pub cluster: String,
+    /// The peer channel, if the file has one.
+    pub channel: Option<Channel>,
     /// Election, peers and VIPs; `None` without VIPs (a node that balances on its own addresses
     /// takes part in no election).
     pub ha: Option<HaConfig>,
@@ -199,6 +202,7 @@ impl Parts {
             path: source.path().to_owned(),
             node: self.node.expect("without a node an error has been reported"),
             cluster: self.cluster.name,
+            channel: self.cluster.channel,
             ha: self.election.ha,
             vip_names: self.vips.right.into_iter().map(|vip| vip.name).collect(),
             datapath: self.datapath,

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use baton_ha::config::HaConfig;
-use baton_ha::driver::{Heard, View};
+use baton_ha::driver::{Heard, PeerView, View};
 use baton_ha::vrrp::Priority;
 use baton_ha::vrrp::router::{Reason, State};
 use serde::{Deserialize, Serialize};
@@ -129,6 +129,25 @@ pub struct PeerStatus {
     pub priority: Option<u8>,
     /// Adverts heard since this node started.
     pub adverts: u64,
+    /// Its peer channel, where this node has one to it.
+    pub channel: Option<ChannelStatus>,
+}
+
+/// The peer channel to another node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChannelStatus {
+    /// Since when it has been up, in seconds; `None`: it is not.
+    pub up_s: Option<f64>,
+    /// Why it is not.
+    pub why: Option<String>,
+    /// The version of the protocol that both speak.
+    pub version: Option<u16>,
+    /// The peer's life: another one after each start of its daemon.
+    pub boot: Option<String>,
+    /// Messages sent.
+    pub sent: u64,
+    /// Messages received.
+    pub received: u64,
 }
 
 /// What adverts say of another node. A Backup is silent in VRRP: it can't be told from one that
@@ -257,7 +276,12 @@ impl Election {
 fn peers(ha: &HaConfig, view: &View, now: Instant) -> Vec<PeerStatus> {
     let known = ha.peers.iter().map(|peer| {
         let heard = view.heard.iter().filter(|heard| peer.addresses.contains(&heard.address));
-        PeerStatus::of(Some(&peer.name), peer.addresses.clone(), heard, now)
+        let channel = view.peers.iter().find(|channel| channel.name == peer.name);
+        let channel = channel.map(|channel| ChannelStatus::of(channel, now));
+        PeerStatus {
+            channel,
+            ..PeerStatus::of(Some(&peer.name), peer.addresses.clone(), heard, now)
+        }
     });
     let strangers = view
         .heard
@@ -283,6 +307,21 @@ impl PeerStatus {
             heard_s: last.map(|heard| now.saturating_duration_since(heard.at).as_secs_f64()),
             priority: last.map(|heard| heard.priority.value()),
             adverts,
+            channel: None,
+        }
+    }
+}
+
+impl ChannelStatus {
+    fn of(view: &PeerView, now: Instant) -> Self {
+        let peer = view.up.as_ref().ok();
+        Self {
+            up_s: view.since.map(|since| now.saturating_duration_since(since).as_secs_f64()),
+            why: view.up.as_ref().err().cloned(),
+            version: peer.map(|peer| peer.version),
+            boot: peer.map(|peer| peer.boot.to_string()),
+            sent: view.sent,
+            received: view.received,
         }
     }
 }

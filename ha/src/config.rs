@@ -1,9 +1,10 @@
 //! What the HA side must know of the configuration, already correct: the crate that reads the
 //! file has checked every value, so nothing here can be out of range.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::channel::key::ClusterKey;
 use crate::vrrp::{AdverInterval, Preempt, Priority, Vrid};
 
 /// The election and the addresses of one node.
@@ -34,6 +35,32 @@ pub struct HaConfig {
     pub valid_lft: Duration,
     /// Whether the driver asks for SCHED_FIFO and locked memory.
     pub realtime: bool,
+    /// The peer channel, where there is one.
+    pub channel: Option<ChannelConfig>,
+}
+
+/// The peer channel of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelConfig {
+    /// The cluster's name: a node of another one is refused.
+    pub cluster: String,
+    /// Its key.
+    pub key: ClusterKey,
+    /// This node's address on the channel.
+    pub address: SocketAddr,
+    /// The other nodes, each with its address on the channel.
+    pub peers: Vec<ChannelPeer>,
+    /// How often a heartbeat is sent.
+    pub heartbeat: Duration,
+}
+
+/// Another node on the peer channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelPeer {
+    /// Its name.
+    pub name: String,
+    /// Where it listens, and from where it connects.
+    pub address: SocketAddr,
 }
 
 /// One interface and address family on which adverts travel: a virtual router in the words of

@@ -12,13 +12,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::channel::message::Message;
+use crate::channel::session::Peer;
+use crate::channel::wire;
 use crate::config::{HaConfig, Vip};
 use crate::lease::Lease;
+use crate::sync::{Frame, WINDOW};
 use crate::vrrp::Priority;
 use crate::vrrp::router::{Reason, State};
 
 pub use counters::Counter;
 
+mod channels;
 mod commands;
 mod counters;
 mod journal;
@@ -56,6 +61,10 @@ pub struct View {
     pub vips: Vec<VipView>,
     /// Every path and whether its interface is usable, with the reason where it is not.
     pub paths: Vec<PathView>,
+    /// Every peer of the channel; none where there is no channel.
+    pub peers: Vec<PeerView>,
+    /// The highest epoch that was heard of: which time of being Active, over all nodes, this is.
+    pub epoch: u64,
     /// Whether the driver's thread runs at real-time priority, with the reason where it does not.
     pub realtime: Result<(), String>,
     /// Every counter by its name, in a fixed order; see [`Counter`].
@@ -103,6 +112,69 @@ pub struct PathView {
     pub sent: u64,
     /// Valid adverts received.
     pub received: u64,
+}
+
+/// A peer on the channel.
+#[derive(Debug, Clone)]
+pub struct PeerView {
+    /// Its name.
+    pub name: String,
+    /// Who answers there, or why nobody does.
+    pub up: Result<Peer, String>,
+    /// Since when there is a connection.
+    pub since: Option<Instant>,
+    /// Messages sent on the channel.
+    pub sent: u64,
+    /// Messages received.
+    pub received: u64,
+}
+
+/// What happens on the peer channel, for whoever replicates. Peers are told apart by their place in
+/// the configuration.
+#[derive(Debug)]
+pub enum PeerEvent {
+    /// There is a connection, with nothing on it yet.
+    Up {
+        /// With whom.
+        place: usize,
+        /// Who that is.
+        peer: Peer,
+    },
+    /// There is none any more.
+    Down {
+        /// With whom.
+        place: usize,
+    },
+    /// A frame came.
+    Frame {
+        /// From whom.
+        place: usize,
+        /// What it says.
+        frame: Frame,
+    },
+}
+
+/// The replicating side of the peer channel.
+#[derive(Debug)]
+pub struct PeerPort {
+    /// For each peer, messages to it, as [`PeerPort::encode`] makes them: bounded, and in their
+    /// order. What waits when a connection ends is dropped.
+    pub to: Vec<mpsc::Sender<Vec<u8>>>,
+    /// What happens. It has to be read: who lets it fill up loses connections.
+    pub events: mpsc::Receiver<PeerEvent>,
+}
+
+/// The driver's ends of a [`PeerPort`].
+pub(crate) struct PeerEnds {
+    queues: Vec<mpsc::Receiver<Vec<u8>>>,
+    events: mpsc::Sender<PeerEvent>,
+}
+
+impl PeerPort {
+    /// A frame as it is sent.
+    pub fn encode(frame: Frame) -> Vec<u8> {
+        wire::encode(&Message::Sync(frame))
+    }
 }
 
 /// Commands to the driver.
@@ -210,12 +282,27 @@ pub enum StartError {
 /// An interface that is missing or down is no error: the node waits for it in Initialize.
 ///
 /// `lease` is renewed for as long as this node is Active, for the guard that holds its other end.
-pub fn start(config: HaConfig, lease: Option<Lease>) -> Result<Handle, StartError> {
+/// The port is the peer channel's, where there is one.
+pub fn start(
+    config: HaConfig,
+    lease: Option<Lease>,
+) -> Result<(Handle, Option<PeerPort>), StartError> {
     let failed = |doing: &str, source| StartError::Io { doing: doing.to_owned(), source };
     check_capabilities()?;
     let (commands, commands_in) = mpsc::channel(COMMANDS);
     let (view_out, view) = watch::channel(View::blank());
     let (started, wait) = sync_channel(1);
+    let (port, peers) = match &config.channel {
+        Some(channel) => {
+            let queues = channel.peers.iter().map(|_| mpsc::channel(channels::QUEUE));
+            let (to, queues) = queues.unzip();
+            // Each peer's window in both directions, and its comings and goings.
+            let room = channel.peers.len().max(1) * (2 * WINDOW as usize + 16);
+            let (events_in, events) = mpsc::channel(room);
+            (Some(PeerPort { to, events }), Some(PeerEnds { queues, events: events_in }))
+        }
+        None => (None, None),
+    };
     thread::Builder::new()
         .name("baton-ha".to_owned())
         .spawn(move || {
@@ -227,7 +314,7 @@ pub fn start(config: HaConfig, lease: Option<Lease>) -> Result<Handle, StartErro
                 }
             };
             runtime.block_on(async move {
-                match Driver::open(config, lease, commands_in, view_out) {
+                match Driver::open(config, lease, commands_in, view_out, peers) {
                     Ok(mut driver) => {
                         driver.begin().await;
                         let _ = started.send(Ok(()));
@@ -241,7 +328,7 @@ pub fn start(config: HaConfig, lease: Option<Lease>) -> Result<Handle, StartErro
         })
         .map_err(|error| failed("start the HA thread", error))?;
     match wait.recv() {
-        Ok(Ok(())) => Ok(Handle { commands, view }),
+        Ok(Ok(())) => Ok((Handle { commands, view }, port)),
         Ok(Err((doing, source))) => Err(StartError::Io { doing, source }),
         Err(_) => Err(failed("start the HA thread", io::Error::other("it ended"))),
     }
@@ -284,6 +371,8 @@ impl View {
             heard: Vec::new(),
             vips: Vec::new(),
             paths: Vec::new(),
+            peers: Vec::new(),
+            epoch: 0,
             realtime: Err("not started yet".to_owned()),
             counters: Vec::new(),
         }

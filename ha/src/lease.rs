@@ -96,6 +96,12 @@ impl Lease {
         self.page().until.store(now().saturating_add(nanos(length)), Ordering::Release);
     }
 
+    /// What it has left.
+    pub fn left(&self) -> Duration {
+        self.until()
+            .map_or(Duration::ZERO, |until| Duration::from_nanos(until.saturating_sub(now())))
+    }
+
     /// Holds nothing any more; to be called when the VIPs are removed.
     pub fn end(&self) {
         self.page().until.store(0, Ordering::Release);
@@ -155,19 +161,18 @@ impl Guard {
         let term = lease.term();
         let mut removed_at = None;
         let mut gone = false;
+        let mut hands = self.hands();
         while lease.term() == term {
             let (until, now) = (lease.until(), now());
             match until {
                 Some(until) if until <= now && removed_at != Some(until) => {
-                    match self.remove(|| lease.term() == term && lease.until() == Some(until)) {
-                        // Renewed, or taken, at the last moment.
-                        Ok(Removal::Unneeded) => {}
-                        Ok(Removal::Done) => {
-                            removed_at = Some(until);
-                            told(Ok(()));
-                        }
-                        Err(why) => told(Err(why)),
+                    let removed = hands.as_mut().map_err(|why| why.clone()).and_then(Hands::remove);
+                    match &removed {
+                        Ok(()) => removed_at = Some(until),
+                        // What it was opened with may be broken.
+                        Err(_) => hands = self.hands(),
                     }
+                    told(removed);
                 }
                 None if gone => return Ok(()),
                 Some(until) if gone && removed_at == Some(until) => return Ok(()),
@@ -181,8 +186,8 @@ impl Guard {
         Ok(())
     }
 
-    /// Removes the VIPs, if that is still `needed` once the kernel can be asked.
-    fn remove(&self, needed: impl FnOnce() -> bool) -> Result<Removal, String> {
+    /// What it takes to remove the VIPs, opened before it is needed: a guard has little time then.
+    fn hands(&self) -> Result<Hands, String> {
         let watch = Watch {
             interfaces: self.vips.iter().map(|vip| vip.interface.clone()).collect(),
             vips: self.vips.clone(),
@@ -192,20 +197,25 @@ impl Guard {
         };
         let prepare = if self.realtime { realtime::follow } else { || () };
         let text = |error: io::Error| error.to_string();
-        let mut netlink = Netlink::start(watch, prepare).map_err(text)?;
+        let netlink = Netlink::start(watch, prepare).map_err(text)?;
         let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(text)?;
-        if !needed() {
-            return Ok(Removal::Unneeded);
-        }
-        let (result, _) = runtime.block_on(netlink.remove());
-        result.map(|()| Removal::Done)
+        Ok(Hands { netlink, runtime })
     }
 }
 
-/// What came of a removal.
-enum Removal {
-    Done,
-    Unneeded,
+/// A way to the kernel's addresses.
+struct Hands {
+    netlink: Netlink,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Hands {
+    /// Removes the VIPs.
+    fn remove(&mut self) -> Result<(), String> {
+        // Reports that came meanwhile are of no use here, and must not be in the way of the answer.
+        while self.netlink.events.try_recv().is_ok() {}
+        self.runtime.block_on(self.netlink.remove()).0
+    }
 }
 
 /// Waits for so long, or until the other end is closed; whether it is.

@@ -32,6 +32,8 @@ pub enum Input {
     Shutdown,
     /// A valid advert of another node.
     Advert(Advert),
+    /// The Active's daemon has ended; what its lease has left.
+    ActiveGone(Duration),
     /// The operator wants this node Active now.
     Takeover,
     /// The operator wants this node not to be Active.
@@ -198,6 +200,7 @@ impl Node {
             }
             Input::Shutdown => self.route(now, router::Input::Shutdown),
             Input::Advert(advert) => self.route(now, router::Input::Advert(advert)),
+            Input::ActiveGone(lease) => self.route(now, router::Input::ActiveGone(lease)),
             Input::Takeover => self.route(now, router::Input::Takeover),
             Input::Yield => self.route(now, router::Input::Yield),
             Input::Rival | Input::Moved => self.rival(now),

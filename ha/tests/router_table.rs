@@ -225,6 +225,9 @@ fn advert(priority: u8, source: &str) -> Input {
     })
 }
 
+/// Leases of an Active that is gone: shorter, and longer, than the Backup would wait anyway.
+const GONE: [Duration; 2] = [Duration::from_millis(30), Duration::from_secs(9)];
+
 /// The input that comes after this one in the table; every variant has its place.
 fn next_input(input: &Input) -> Option<Input> {
     const ADVERTS: [(u8, &str); 10] = [
@@ -245,7 +248,9 @@ fn next_input(input: &Input) -> Option<Input> {
         Input::Takeover => Some(Input::Yield),
         Input::Yield => Some(Input::Fault),
         Input::Fault => Some(Input::Recovered),
-        Input::Recovered => Some(advert(ADVERTS[0].0, ADVERTS[0].1)),
+        Input::Recovered => Some(Input::ActiveGone(GONE[0])),
+        Input::ActiveGone(lease) if *lease == GONE[0] => Some(Input::ActiveGone(GONE[1])),
+        Input::ActiveGone(_) => Some(advert(ADVERTS[0].0, ADVERTS[0].1)),
         Input::Advert(_) => {
             let at = ADVERTS.iter().position(|(p, s)| advert(*p, s) == *input).unwrap();
             ADVERTS.get(at + 1).map(|(priority, source)| advert(*priority, source))
@@ -312,6 +317,7 @@ fn input_name(input: &Input) -> String {
         Input::Yield => "yield".into(),
         Input::Fault => "fault".into(),
         Input::Recovered => "recovered".into(),
+        Input::ActiveGone(lease) => format!("active gone, lease {lease:?}"),
         Input::Advert(advert) => {
             let address = match advert.source.cmp(&advert.local) {
                 std::cmp::Ordering::Less => "less",

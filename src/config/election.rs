@@ -89,6 +89,8 @@ pub(super) fn read(
         announce: settings.announce,
         valid_lft: settings.valid_lft,
         realtime: settings.realtime,
+        // The key is in a file of its own, read when the daemon starts.
+        channel: None,
     };
     Election { ha: Some(ha), listed }
 }

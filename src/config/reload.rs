@@ -42,6 +42,16 @@ fn fixed(config: &Config) -> Vec<(String, String)> {
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec();
+    if let Some(channel) = &config.channel {
+        facts.extend([
+            ("cluster.channel".to_owned(), channel.address.to_string()),
+            ("cluster.key_file".to_owned(), channel.key_file.display().to_string()),
+            ("cluster.heartbeat".to_owned(), show_duration(channel.heartbeat)),
+        ]);
+        for peer in &channel.peers {
+            facts.push((format!("cluster.peers.{}.channel", peer.name), peer.address.to_string()));
+        }
+    }
     if let Some(ha) = &config.ha {
         facts.extend(election(ha));
         for (vip, name) in ha.vips.iter().zip(&config.vip_names) {
@@ -71,6 +81,8 @@ fn election(ha: &HaConfig) -> impl Iterator<Item = (String, String)> {
         announce,
         valid_lft,
         realtime,
+        // Of the file's own part, which `fixed` compares.
+        channel: _,
     } = ha;
     let paths: Vec<String> = paths
         .iter()

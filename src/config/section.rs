@@ -29,9 +29,13 @@ pub(super) const NODE: Schema = Schema {
     one: "",
     keys: &["name", "control", "shutdown_grace", "workers", "log"],
 };
-pub(super) const CLUSTER: Schema = Schema { title: "[cluster]", one: "", keys: &["name", "peers"] };
+pub(super) const CLUSTER: Schema = Schema {
+    title: "[cluster]",
+    one: "",
+    keys: &["name", "channel", "key_file", "heartbeat", "peers"],
+};
 pub(super) const PEER: Schema =
-    Schema { title: "[[cluster.peers]]", one: "peer", keys: &["name", "addresses"] };
+    Schema { title: "[[cluster.peers]]", one: "peer", keys: &["name", "addresses", "channel"] };
 pub(super) const ELECTION: Schema = Schema {
     title: "[election]",
     one: "",

@@ -95,7 +95,8 @@ impl Election {
     }
 
     fn write_peers(&self, text: &mut String) -> std::fmt::Result {
-        let mut table = Table::new(&["PEER", "ADDRESSES", "STATE", "LAST ADVERT", "PRIORITY"]);
+        let mut table =
+            Table::new(&["PEER", "ADDRESSES", "STATE", "LAST ADVERT", "PRIORITY", "CHANNEL"]);
         for peer in &self.peers {
             let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
             table.row([
@@ -110,9 +111,23 @@ impl Election {
                 .into(),
                 peer.heard_s.map_or("-".into(), |seconds| format!("{} ago", ago(seconds))),
                 peer.priority.map_or("-".into(), |priority| priority.to_string()),
+                match &peer.channel {
+                    None => "-".into(),
+                    Some(channel) => match channel.up_s {
+                        Some(seconds) => format!("up {}", ago(seconds)),
+                        None => "down".into(),
+                    },
+                },
             ]);
         }
-        write!(text, "\n{table}")
+        write!(text, "\n{table}")?;
+        for peer in &self.peers {
+            if let Some(why) = peer.channel.as_ref().and_then(|channel| channel.why.as_ref()) {
+                let name = peer.name.as_deref().unwrap_or("?");
+                writeln!(text, "! no peer channel to {name}: {why}")?;
+            }
+        }
+        Ok(())
     }
 
     fn write_vips(&self, text: &mut String) -> std::fmt::Result {
@@ -227,6 +242,7 @@ fn why(reason: Reason) -> &'static str {
         Reason::Startup => "it started",
         Reason::AddressOwner => "it started as the address owner (priority 255)",
         Reason::ActiveDown => "no advert came within Active_Down_Interval",
+        Reason::ActiveGone => "the Active's daemon ended, and its lease",
         Reason::ActiveYielded => "the Active yielded",
         Reason::Preempted => "the Active had a lower priority",
         Reason::Outranked => "another node outranks it",

@@ -13,8 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use baton::lab::netns::{Netns, run};
+use baton_ha::channel::key::ClusterKey;
 use baton_ha::config::{
-    AnnounceConfig, ChecksumForm, Family, HaConfig, Path, Peer, Transport, Vip,
+    AnnounceConfig, ChannelConfig, ChannelPeer, ChecksumForm, Family, HaConfig, Path, Peer,
+    Transport, Vip,
 };
 use baton_ha::driver::{Handle, View, start};
 use baton_ha::vrrp::router::State;
@@ -110,7 +112,7 @@ impl Lab {
     /// Starts a driver in a thread of this process.
     pub fn start(&self, node: usize, spec: &Spec) -> Running {
         let config = spec.config(node);
-        let handle = self.nodes[node].enter(|| start(config, None)).unwrap().unwrap();
+        let handle = self.nodes[node].enter(|| start(config, None)).unwrap().unwrap().0;
         Running { handle }
     }
 
@@ -150,7 +152,12 @@ pub struct Spec {
     pub paths: &'static str,
     /// Whether there is a VIP on the back too.
     pub back: bool,
+    /// Whether nodes 0 and 1 have a peer channel with each other.
+    pub channel: bool,
 }
+
+/// The key of that channel.
+pub const KEY: ClusterKey = ClusterKey::from_bytes([7; 32]);
 
 impl Spec {
     pub fn new(priority: u8, centiseconds: u16) -> Self {
@@ -163,6 +170,7 @@ impl Spec {
             realtime: true,
             paths: "4m6m",
             back: false,
+            channel: false,
         }
     }
 
@@ -172,7 +180,7 @@ impl Spec {
 
     fn to_text(&self) -> String {
         format!(
-            "{} {} {} {} {} {} {} {}",
+            "{} {} {} {} {} {} {} {} {}",
             self.priority,
             self.centiseconds,
             self.preempt,
@@ -180,13 +188,15 @@ impl Spec {
             self.valid_lft,
             self.realtime,
             self.paths,
-            self.back
+            self.back,
+            self.channel
         )
     }
 
     fn from_text(text: &str) -> (usize, Self) {
         let words: Vec<&str> = text.split_whitespace().collect();
-        let [node, priority, centiseconds, preempt, pseudo, lft, realtime, paths, back] = words[..]
+        let [node, priority, centiseconds, preempt, pseudo, lft, realtime, paths, back, channel] =
+            words[..]
         else {
             panic!("not a spec: {text}");
         };
@@ -199,6 +209,7 @@ impl Spec {
             realtime: realtime.parse().unwrap(),
             paths: String::leak(paths.to_owned()),
             back: back.parse().unwrap(),
+            channel: channel.parse().unwrap(),
         };
         (node.parse().unwrap(), spec)
     }
@@ -261,7 +272,20 @@ impl Spec {
             announce: AnnounceConfig::default(),
             valid_lft: Duration::from_secs(self.valid_lft),
             realtime: self.realtime,
+            channel: self.channel.then(|| channel(node)),
         }
+    }
+}
+
+fn channel(node: usize) -> ChannelConfig {
+    let address = |node: usize| format!("10.78.0.{}:8112", node + 2).parse().unwrap();
+    let peer = 1 - node;
+    ChannelConfig {
+        cluster: "lab".into(),
+        key: KEY,
+        address: address(node),
+        peers: vec![ChannelPeer { name: format!("n{peer}"), address: address(peer) }],
+        heartbeat: Duration::from_millis(20),
     }
 }
 
@@ -362,7 +386,7 @@ pub fn child_process() {
     let Ok(text) = std::env::var("BATON_HA_CHILD") else { return };
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
     let (node, spec) = Spec::from_text(&text);
-    let handle = start(spec.config(node), None).unwrap();
+    let (handle, _port) = start(spec.config(node), None).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
         let mut view = handle.view();

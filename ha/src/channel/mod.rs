@@ -3,6 +3,7 @@
 //! * [`key`]: the cluster key and its file.
 //! * [`hello`]: what each side says before anything is encrypted: who it is and which versions of
 //!   the protocol it speaks.
+//! * [`message`]: what is said on it.
 //! * [`wire`]: how values are written.
 //! * [`session`]: from bytes to messages and back: the two hellos, the Noise handshake, then
 //!   encrypted messages. Pure.
@@ -15,5 +16,6 @@
 
 pub mod hello;
 pub mod key;
+pub mod message;
 pub mod session;
 pub mod wire;

@@ -83,6 +83,17 @@ counters! {
     RivalNa => "rival_na",
     /// ARP and NA frames that broke their format, and other frames that are neither.
     FrameGarbage => "frame_garbage",
+    /// Heartbeats sent on the peer channel, one per peer.
+    HeartbeatSent => "heartbeat_sent",
+    /// Heartbeats received.
+    HeartbeatReceived => "heartbeat_received",
+    /// Peers whose connection was refused, or that refused this node's: another key, cluster, name
+    /// or version.
+    PeerRefused => "peer_refused",
+    /// Connections to the peer channel from nobody who is a peer.
+    PeerStranger => "peer_stranger",
+    /// Messages on the peer channel that could not be read.
+    PeerGarbage => "peer_garbage",
     /// Announcement frames sent.
     AnnouncementSent => "announcement_sent",
     /// Announcement frames that could not be sent.

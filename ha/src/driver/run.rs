@@ -9,13 +9,15 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
+use super::channels::{Channels, PeerPlace};
 use super::commands::Pending;
 use super::counters::{Counter, Counters};
 use super::journal::Journal;
 use super::neighbors::Neighbors;
 use super::ports::Ports;
 use super::realtime;
-use super::{Command, PathView, View, VipView};
+use super::{Command, PathView, PeerEnds, PeerEvent, PeerView, View, VipView};
+use crate::channel::hello::BootId;
 use crate::config::HaConfig;
 use crate::io::netlink::{Event, Netlink, Ticket, Watch};
 use crate::io::timer::Timer;
@@ -26,6 +28,7 @@ use crate::vrrp::Priority;
 mod act;
 mod hear;
 mod obey;
+mod talk;
 
 /// Packets that are read from one socket before the clock is looked at again: a flood must not
 /// keep this node from advertising.
@@ -46,6 +49,14 @@ pub(super) struct Driver {
     lease: Option<Lease>,
     netlink: Netlink,
     ports: Ports,
+    channels: Option<Channels>,
+    /// To whoever replicates.
+    peer_events: Option<mpsc::Sender<PeerEvent>>,
+    heartbeat_at: Option<Instant>,
+    /// The peer that says that it is Active, and when its lease ends unless it is renewed.
+    active_lease: Option<(PeerPlace, Instant)>,
+    /// The highest that was heard of, or used.
+    epoch: u64,
     timer: Timer,
     commands: mpsc::Receiver<Command>,
     handles_gone: bool,
@@ -94,6 +105,7 @@ impl Driver {
         lease: Option<Lease>,
         commands: mpsc::Receiver<Command>,
         view: watch::Sender<View>,
+        peers: Option<PeerEnds>,
     ) -> Result<Self, (String, io::Error)> {
         let doing = |what: &'static str| move |error| (what.to_owned(), error);
         let realtime = if config.realtime {
@@ -117,7 +129,19 @@ impl Driver {
         let netlink = Netlink::start(watch, on_netlink_thread)
             .map_err(doing("ask the kernel over netlink"))?;
         let now = Instant::now();
+        let boot = BootId::draw().map_err(doing("draw a boot id"))?;
+        let (channels, peer_events) = match (&config.channel, peers) {
+            (Some(channel), Some(ends)) => {
+                (Some(Channels::new(channel, &config.node, boot, ends.queues)), Some(ends.events))
+            }
+            (_, _) => (None, None),
+        };
         let mut driver = Self {
+            heartbeat_at: channels.as_ref().map(|_| now),
+            channels,
+            peer_events,
+            active_lease: None,
+            epoch: 0,
             node: Node::new(&config),
             lease,
             netlink,
@@ -176,18 +200,19 @@ impl Driver {
 
     fn next_deadline(&self) -> Option<Instant> {
         let pending = self.pending.as_ref().map(|pending| pending.deadline);
-        [self.node.poll_timeout(), self.publish_at, self.retry_at, pending]
-            .into_iter()
-            .flatten()
-            .min()
+        let channels = self.channels.as_ref().and_then(Channels::next_deadline);
+        let own = [self.node.poll_timeout(), self.publish_at, self.retry_at, pending];
+        own.into_iter().chain([channels, self.heartbeat_at]).flatten().min()
     }
 
     /// Waits until there is something to do; what, is looked at after, in a fixed order.
     async fn wake(&mut self) -> Wake {
-        let (ports, timer) = (&self.ports, &mut self.timer);
+        let (ports, timer, channels) = (&self.ports, &mut self.timer, &mut self.channels);
         let readable = poll_fn(|context| {
             let timer = timer.poll_expired(context).is_ready();
-            if ports.poll_readable(context).is_ready() || timer {
+            let channels =
+                channels.as_mut().is_some_and(|channels| channels.poll_ready(context).is_ready());
+            if ports.poll_readable(context).is_ready() || timer || channels {
                 Poll::Ready(())
             } else {
                 Poll::Pending
@@ -221,12 +246,14 @@ impl Driver {
             return Flow::End;
         }
         let now = Instant::now();
-        if self.slept(now) {
+        let slept = self.slept(now);
+        if slept {
             self.awake(now).await;
         } else {
             self.read_adverts().await;
             self.read_frames().await;
         }
+        self.talk(now, slept).await;
         let mut command = None;
         match wake {
             Wake::Look | Wake::KernelGone => {}
@@ -418,7 +445,19 @@ impl Driver {
             sent: port.sent,
             received: port.received,
         });
+        let channels = self.channels.iter().flat_map(|channels| &channels.peers);
+        let peers = channels.map(|peer| PeerView {
+            name: peer.name.clone(),
+            up: peer.peer.clone().ok_or_else(|| {
+                peer.why.clone().unwrap_or_else(|| "it has not connected yet".to_owned())
+            }),
+            since: peer.since,
+            sent: peer.sent,
+            received: peer.received,
+        });
         self.view.send_replace(View {
+            peers: peers.collect(),
+            epoch: self.epoch,
             state: self.node.state(),
             reason: self.node.reason(),
             since: self.since.0,

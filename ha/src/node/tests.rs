@@ -39,6 +39,7 @@ fn config(priority: u8) -> HaConfig {
         announce: AnnounceConfig::default(),
         valid_lft: Duration::from_secs(3),
         realtime: false,
+        channel: None,
     }
 }
 

@@ -12,7 +12,7 @@ use super::journal::Journal;
 use super::{BATCH, BUCKETS, BucketSet, Change, Flow, WINDOW};
 use crate::channel::hello::BootId;
 
-/// How often the tables are compared, where a walk is quick.
+/// How often the tables are compared, unless a test wants it otherwise.
 pub const DIGEST_INTERVAL: Duration = Duration::from_secs(2);
 /// A walk may take this share of the time at most.
 const DIGEST_SHARE: u32 = 20;
@@ -109,6 +109,7 @@ pub struct Standing {
 #[derive(Debug)]
 pub struct Source {
     boot: BootId,
+    digest_interval: Duration,
     epoch: u64,
     active: bool,
     journal: Journal,
@@ -181,9 +182,11 @@ struct Digest {
 
 impl Source {
     /// A source that is not Active yet, with room for so many changes in its journal.
-    pub fn new(boot: BootId, journal: usize) -> Self {
+    /// Tables are compared every `digest_interval`, where a walk is quick.
+    pub fn new(boot: BootId, journal: usize, digest_interval: Duration) -> Self {
         Self {
             boot,
+            digest_interval,
             epoch: 0,
             active: false,
             journal: Journal::new(journal),
@@ -292,7 +295,7 @@ impl Source {
         self.active = true;
         self.epoch = epoch;
         self.valid_from = self.journal.head();
-        self.digest.next_at = Some(now + DIGEST_INTERVAL);
+        self.digest.next_at = Some(now + self.digest_interval);
     }
 
     fn passivate(&mut self) {
@@ -431,7 +434,7 @@ impl Source {
             return;
         };
         let took = now.saturating_duration_since(since);
-        self.digest.next_at = Some(now + DIGEST_INTERVAL.max(took * DIGEST_SHARE));
+        self.digest.next_at = Some(now + self.digest_interval.max(took * DIGEST_SHARE));
         self.digest.sums = Some(sums);
         for peer in self.peers.values_mut() {
             peer.piece = (peer.in_sync && peer.transfer.is_none()).then_some(0);

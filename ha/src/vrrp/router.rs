@@ -32,6 +32,10 @@ pub const CLAIM_SPACING: Duration = Duration::from_millis(10);
 /// can make a node send.
 pub const ANSWER_SPACING: Duration = Duration::from_millis(1);
 
+/// How far apart Backups claim when they know that the Active is gone: by priority, as in
+/// Skew_Time.
+pub const GONE_SKEW: Duration = Duration::from_millis(2);
+
 /// One virtual router on this node.
 #[derive(Debug)]
 pub struct VirtualRouter {
@@ -170,7 +174,8 @@ impl VirtualRouter {
                 | Input::Takeover
                 | Input::Yield
                 | Input::Fault
-                | Input::Recovered,
+                | Input::Recovered
+                | Input::ActiveGone(_),
             ) => {}
 
             (Machine::Backup(backup), Input::Advert(advert)) => {
@@ -185,6 +190,9 @@ impl VirtualRouter {
             }
             (Machine::Backup(_), Input::Shutdown) => {
                 self.enter(Machine::Initialize(Halt::Stopped), Reason::Shutdown)
+            }
+            (Machine::Backup(backup), Input::ActiveGone(lease)) => {
+                self.machine = Machine::Backup(self.without_active(now, backup, lease));
             }
             (Machine::Backup(_), Input::Startup | Input::Yield | Input::Recovered) => {}
 
@@ -209,7 +217,7 @@ impl VirtualRouter {
                 self.release_and_yield();
                 self.enter(Machine::Initialize(Halt::Stopped), Reason::Shutdown);
             }
-            (Machine::Active(_), Input::Startup | Input::Recovered) => {}
+            (Machine::Active(_), Input::Startup | Input::Recovered | Input::ActiveGone(_)) => {}
         }
     }
 
@@ -314,6 +322,22 @@ impl VirtualRouter {
             Backup { claim_reason: Reason::Preempted, ..backup }
         });
         self.note_owner(now, &advert);
+    }
+
+    /// The Active is gone for good: there is nothing to wait for but the end of its lease, and for
+    /// Backups of higher priority. Never longer than without that word.
+    fn without_active(&self, now: Instant, backup: Backup, lease: Duration) -> Backup {
+        let skew = GONE_SKEW * (256 - u32::from(self.config.priority.value())) / 256;
+        let gone_at = now + lease + skew;
+        if gone_at >= backup.active_down_at {
+            return backup;
+        }
+        Backup {
+            active_down_at: gone_at,
+            claim_reason: Reason::ActiveGone,
+            stance: Stance::Configured,
+            ..backup
+        }
     }
 
     /// RFC 9568 §6.4.3, "If an ADVERTISEMENT is received".

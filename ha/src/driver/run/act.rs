@@ -46,6 +46,7 @@ impl Driver {
             lease.renew(lease::length(self.config.advert_interval.duration()));
         }
         let (sent, failed) = self.ports.send_advert(priority);
+        self.beat(Instant::now(), Some(priority));
         self.counters.count(Counter::AdvertSent, sent);
         for what in failed {
             self.trouble(Counter::AdvertSendFailed, what);
@@ -112,6 +113,7 @@ impl Driver {
         }
         if to == State::Active {
             self.takeovers += u64::from(from != to);
+            self.epoch += u64::from(from != to);
             self.neighbors.none_active();
         }
         let (node, vrid) = (self.config.node.clone(), self.config.vrid);

@@ -2,6 +2,7 @@
 //! node, the driver and whoever shows its state.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::config::Family;
 use crate::vrrp::{AdverInterval, Preempt, Priority};
@@ -38,6 +39,10 @@ pub enum Input {
     Fault,
     /// The fault is over.
     Recovered,
+    /// The Active's daemon has ended, by the word of its kernel: the peer channel was closed. It may
+    /// answer for the VIPs until its lease has ended, which is at most so long from now; then this
+    /// node may claim them.
+    ActiveGone(Duration),
 }
 
 /// What matters of a received advert.
@@ -101,6 +106,8 @@ pub enum Reason {
     AddressOwner,
     /// No advert within Active_Down_Interval.
     ActiveDown,
+    /// The Active's daemon has ended, and its lease as well.
+    ActiveGone,
     /// The Active yielded (priority 0).
     ActiveYielded,
     /// The Active had a lower priority and Preempt_Mode is on.

@@ -1,0 +1,179 @@
+//! The peer channel: heartbeats, which are adverts on a path of their own, and what others send
+//! over it.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::error::TrySendError;
+use tracing::{info, warn};
+
+use super::{Driver, VIEW_HEARD};
+use crate::channel::message::{Heartbeat, HeartbeatAdvert, Message};
+use crate::channel::wire;
+use crate::config::Family;
+use crate::driver::PeerEvent;
+use crate::driver::channels::{Ended, Happening, PeerPlace};
+use crate::driver::counters::Counter;
+use crate::node::Input;
+use crate::vrrp::router::{Advert, State};
+use crate::vrrp::{AdverInterval, Priority};
+
+impl Driver {
+    /// Reads and writes the channel, and takes in what came. What comes in `history` was queued
+    /// while this node slept: it says nothing of who is Active now.
+    pub(super) async fn talk(&mut self, now: Instant, history: bool) {
+        let Some(channels) = &mut self.channels else { return };
+        channels.work(now);
+        if self.heartbeat_at.is_some_and(|at| at <= now) {
+            self.beat(now, self.advert_now());
+        }
+        while let Some(happening) = self.channels.as_mut().and_then(|c| c.poll_happening()) {
+            self.happening(now, happening, history).await;
+        }
+    }
+
+    /// What heartbeats say of this node's adverts.
+    fn advert_now(&self) -> Option<Priority> {
+        (self.node.state() == State::Active).then(|| self.node.advertised_priority())
+    }
+
+    /// A heartbeat to every peer.
+    pub(super) fn beat(&mut self, now: Instant, priority: Option<Priority>) {
+        let Some(channels) = &mut self.channels else { return };
+        let Some(config) = &self.config.channel else { return };
+        self.heartbeat_at = Some(now + config.heartbeat);
+        let source = self.ports.paths.iter().find_map(|port| port.primary.as_ref().ok());
+        let advert = source.zip(priority).map(|(source, priority)| HeartbeatAdvert {
+            source: *source,
+            priority: priority.value(),
+            interval_cs: self.config.advert_interval.centiseconds(),
+        });
+        let lease = self.lease.as_ref().map_or(0, |lease| lease.left().as_micros());
+        let heartbeat = Heartbeat {
+            epoch: self.epoch,
+            lease_us: u32::try_from(lease).unwrap_or(u32::MAX),
+            advert,
+        };
+        let message = wire::encode(&Message::Heartbeat(heartbeat));
+        for place in 0..channels.peers.len() {
+            if channels.send(place, &message) {
+                self.counters.count(Counter::HeartbeatSent, 1);
+            }
+        }
+    }
+
+    async fn happening(&mut self, now: Instant, happening: Happening, history: bool) {
+        let name = |driver: &Self, place: PeerPlace| {
+            driver.channels.as_ref().map(|channels| channels.peers[place].name.clone())
+        };
+        match happening {
+            Happening::Up(place, peer) => {
+                let (peer_name, boot, version) = (peer.node.clone(), peer.boot, peer.version);
+                self.journal.say(move || {
+                    info!(peer = peer_name, %boot, version, "peer channel is up");
+                });
+                self.tell(now, place, PeerEvent::Up { place, peer });
+                self.beat(now, self.advert_now());
+            }
+            Happening::Down(place, why, ended) => {
+                let peer = name(self, place);
+                self.peer_gone(now, place, ended).await;
+                self.journal.say(move || warn!(peer, why, "peer channel is down"));
+                self.tell(now, place, PeerEvent::Down { place });
+            }
+            Happening::Refused(place, refused) => {
+                let peer = name(self, place);
+                if let Some(suppressed) = self.note(Counter::PeerRefused, now) {
+                    self.journal.say(move || {
+                        warn!(peer, suppressed, "peer channel refused: {refused}");
+                    });
+                }
+            }
+            Happening::Stranger(address, why) => {
+                if let Some(suppressed) = self.note(Counter::PeerStranger, now) {
+                    self.journal.say(move || {
+                        warn!(%address, suppressed, "connection to the peer channel closed: {why}");
+                    });
+                }
+            }
+            Happening::Trouble(what) => self.trouble(Counter::SocketTrouble, what),
+            Happening::Message(place, bytes) => match wire::decode::<Message>(&bytes) {
+                Ok(Message::Heartbeat(heartbeat)) if !history => {
+                    self.heartbeat(now, place, heartbeat).await;
+                }
+                Ok(Message::Heartbeat(_)) => self.counters.count(Counter::Stale, 1),
+                Ok(Message::Sync(frame)) => {
+                    self.tell(now, place, PeerEvent::Frame { place, frame });
+                }
+                Err(_) => {
+                    self.note(Counter::PeerGarbage, now);
+                    if let Some(channels) = &mut self.channels {
+                        channels.end(now, place, "it sent what can't be read");
+                    }
+                }
+            },
+        }
+        self.publish_by(now);
+    }
+
+    /// To whoever replicates. A peer has a window that this has room for; one that does not keep
+    /// to it loses its connection.
+    fn tell(&mut self, now: Instant, place: PeerPlace, event: PeerEvent) {
+        let Some(events) = &self.peer_events else { return };
+        if let Err(TrySendError::Full(_)) = events.try_send(event)
+            && let Some(channels) = &mut self.channels
+        {
+            channels.end(now, place, "it sent more than was taken in");
+        }
+    }
+
+    /// The kernel of a node whose daemon has ended closes its connections: that is evidence, where
+    /// silence is not.
+    async fn peer_gone(&mut self, now: Instant, place: PeerPlace, ended: Ended) {
+        let Some(active_lease) = self.active_lease.take_if(|(active, _)| *active == place) else {
+            return;
+        };
+        if ended == Ended::ByPeer {
+            let left = active_lease.1.saturating_duration_since(now);
+            self.feed(Input::ActiveGone(left)).await;
+        }
+    }
+
+    async fn heartbeat(&mut self, now: Instant, place: PeerPlace, heartbeat: Heartbeat) {
+        self.counters.count(Counter::HeartbeatReceived, 1);
+        self.epoch = self.epoch.max(heartbeat.epoch);
+        match heartbeat.advert {
+            Some(advert) if advert.priority != Priority::YIELD.value() => {
+                // Counted from its arrival, so never too short.
+                let lease = Duration::from_micros(heartbeat.lease_us.into());
+                self.active_lease = Some((place, now + lease));
+            }
+            Some(_) | None => drop(self.active_lease.take_if(|(active, _)| *active == place)),
+        }
+        let Some(HeartbeatAdvert { source, priority, interval_cs }) = heartbeat.advert else {
+            return;
+        };
+        let (Some(local), Some(interval)) =
+            (self.local_for(source), AdverInterval::from_centiseconds(interval_cs))
+        else {
+            return;
+        };
+        let advert = Advert { source, local, priority: Priority::new(priority), interval };
+        if self.neighbors.hear(now, &advert) {
+            let node = self.neighbors.label(source);
+            self.journal.say(move || {
+                info!(node, priority = %advert.priority, "another node advertises on the channel");
+            });
+        }
+        self.publish_by(now + VIEW_HEARD);
+        self.feed(Input::Advert(advert)).await;
+        self.another_is_active(&advert);
+    }
+
+    /// This node's own primary address of the same family, by which ties are broken.
+    fn local_for(&self, source: IpAddr) -> Option<IpAddr> {
+        let same = |local: &&IpAddr| Family::of(**local) == Family::of(source);
+        let primaries = self.ports.paths.iter().filter_map(|port| port.primary.as_ref().ok());
+        primaries.into_iter().find(same).copied()
+    }
+}
