@@ -11,7 +11,7 @@ use super::load::{Error, Loaded};
 use super::maps::Maps;
 use super::skeleton::types;
 
-/// Flows read with one system call; more than any bucket of the kernel's table ever holds.
+/// Flows read with one system call.
 const SLICE: u32 = 4096;
 /// Between two slices, so that a great table is not walked in one go.
 const BREATH: Duration = Duration::from_millis(1);

@@ -8,6 +8,7 @@ use libbpf_rs::{ErrorExt as _, MapCore as _, MapFlags, MapHandle, MapMut, MapTyp
 
 use super::record::Record;
 use super::skeleton::types;
+use super::slices::Slices;
 use crate::maglev::SLOTS;
 
 /// A map of keys and values of these types. Each call is one system call.
@@ -61,32 +62,15 @@ impl<K: Record, V: Record> Table<K, V> {
         Ok(values.iter().filter_map(|value| V::read(&value[..size_of::<V>()])).collect())
     }
 
-    /// Every entry, `slice` of them at a time, which must be more than any bucket holds. What
-    /// comes or goes meanwhile may or may not be among them.
-    pub fn slices(
-        &self,
-        slice: u32,
-    ) -> libbpf_rs::Result<impl Iterator<Item = (K, V)> + use<'_, K, V>> {
-        let entries = self.map.lookup_batch(slice, MapFlags::ANY, MapFlags::ANY)?;
-        Ok(entries.filter_map(|(key, value)| Some((K::read(&key)?, V::read(&value)?))))
+    /// Every entry, about `slice` of them with each system call. What comes or goes meanwhile may
+    /// or may not be among them.
+    pub fn slices(&self, slice: u32) -> libbpf_rs::Result<Slices<'_, K, V>> {
+        Slices::start(&self.map, slice)
     }
 
     /// Bytes of kernel memory, as the kernel reckons them; `None` where it does not tell.
     pub fn memory(&self) -> libbpf_rs::Result<Option<u64>> {
         Ok(self.map.query_fdinfo()?.memlock)
-    }
-
-    /// Every entry, one at a time; for maps that are not read in slices.
-    pub(super) fn each(&self) -> libbpf_rs::Result<Vec<(K, V)>> {
-        let keys = self.map.keys().filter_map(|key| K::read(&key));
-        let entry = |key: K| self.find(&key).map(|value| value.map(|value| (key, value)));
-        keys.filter_map(|key| entry(key).transpose()).collect()
-    }
-
-    /// Removes every entry.
-    pub(super) fn clear(&self) -> libbpf_rs::Result<()> {
-        let keys: Vec<_> = self.map.keys().collect();
-        keys.iter().filter_map(|key| K::read(key)).try_for_each(|key| self.remove(&key))
     }
 
     /// Most entries.

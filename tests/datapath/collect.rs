@@ -129,3 +129,28 @@ fn when_the_table_is_getting_full_closed_flows_make_room_and_no_other() {
     assert!(kernel.survives_hurry(0));
     assert!(!kernel.survives_hurry(20));
 }
+
+/// The kernel gives whole buckets, so nearly every slice lacks a few entries of what was asked for.
+#[test]
+fn a_walk_comes_by_every_entry_once_however_many_there_are() {
+    let kernel = Kernel::with_room(8192, 64);
+    for n in 0..5000_u32 {
+        let key = types::flow_key {
+            client: std::net::IpAddr::from([10, 80, (n >> 8) as u8, n as u8]).into(),
+            service: 1,
+            ..Default::default()
+        };
+        let flow = types::flow { began: n, ..Default::default() };
+        kernel.maps.flows.set(&key, &flow).unwrap();
+    }
+    // The smallest is less than many a bucket has.
+    for slice in [1, 100, 4096, 5000, 100_000] {
+        let mut seen: Vec<_> =
+            kernel.maps.flows.slices(slice).unwrap().map(|(_, flow)| flow.began).collect();
+        seen.sort_unstable();
+        assert!(seen.into_iter().eq(0..5000), "slices of {slice}");
+        let services: Vec<_> = kernel.maps.service_table.slices(slice).unwrap().collect();
+        assert_eq!(services.len(), kernel.maps.service_table.capacity() as usize);
+    }
+    assert_eq!(kernel.maps.half_flows.slices(100).unwrap().count(), 0);
+}
