@@ -2,8 +2,11 @@
 //! `baton run`, two backends, a switch that routes between them.
 
 mod backends;
+mod bulk;
 mod counters;
+mod crowd;
 mod fragments;
+mod load;
 mod modes;
 mod net;
 #[path = "../datapath/packet.rs"]
@@ -14,3 +17,4 @@ mod packet;
 mod pieces;
 mod restart;
 mod server;
+mod under_load;

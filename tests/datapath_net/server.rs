@@ -61,6 +61,16 @@ pub(crate) fn connect(netns: &Netns, to: &str, patience: Duration) -> io::Result
 }
 
 impl Session {
+    /// Sends `size` bytes, few enough for the buffers on the way, there and back; what comes must
+    /// be what went.
+    pub(crate) fn try_echo(&mut self, size: usize) -> io::Result<()> {
+        let sent: Vec<u8> = (0..size).map(|n| (n * 31 + n / 251) as u8).collect();
+        let mut came = vec![0; size];
+        self.stream.write_all(&sent)?;
+        self.stream.read_exact(&mut came)?;
+        if came == sent { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
     /// Sends `size` bytes there and back; what comes must be what went.
     pub(crate) fn echo(&mut self, size: usize) {
         let sent: Vec<u8> = (0..size).map(|n| (n * 31 + n / 251) as u8).collect();
