@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use baton::datapath::skeleton::types;
-use baton::datapath::skeleton::types::forward_mode;
+use baton::datapath::skeleton::types::{drop_reason, forward_mode};
 use baton::lab::netns::Netns;
 use nix::net::if_::if_nametoindex;
 
@@ -302,11 +302,19 @@ fn whatever_is_cut_off_is_not_sent_on() {
             let kernel = wired(forward_mode::MODE_NAT, lab, TCP, front);
             let packet = Packet::tcp(lab.client, lab.vip, SYN, 1, 0);
             let bytes = packet.bytes();
+            let mut counted = 0;
             for length in ETHERNET..bytes.len() {
                 let (verdict, out) = kernel.run_xdp(&bytes[..length], front);
-                let expected = if length < packet.transport_at() { PASS } else { DROP };
-                assert_eq!(verdict, expected, "{} cut to {length}", lab.name);
+                let reason = match length < bytes.len() - packet.payload.len() {
+                    true => drop_reason::DROP_TRUNCATED,
+                    false => drop_reason::DROP_BAD_LENGTH,
+                };
+                assert_eq!(verdict, DROP, "{} cut to {length}", lab.name);
                 assert_eq!(out, bytes[..length]);
+                counted += 1;
+                let all = kernel.drops(drop_reason::DROP_TRUNCATED)
+                    + kernel.drops(drop_reason::DROP_BAD_LENGTH);
+                assert_eq!((kernel.drops(reason) > 0, all), (true, counted));
             }
         }
     });

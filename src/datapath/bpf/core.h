@@ -129,8 +129,9 @@ static __always_inline int decide_packet(void *data, void *end, __u32 size,
 	int verdict;
 
 	packet->now = now;
-	if (parse(data, end, size, packet) != GO_ON)
-		return pass_or_drop(packet, closed);
+	verdict = parse(data, end, size, packet);
+	if (verdict != GO_ON)
+		return verdict == VERDICT_PASS ? pass_or_drop(packet, closed) : verdict;
 	/* Its ports are not to be believed: is it for an address of ours at all? */
 	if (packet->broken)
 		return address_use(&packet->destination) ? drop(packet->broken - 1) : VERDICT_PASS;
@@ -148,9 +149,10 @@ static __always_inline int decide_packet(void *data, void *end, __u32 size,
 	server = service ? 0 : find_server(packet);
 	if (!server)
 		return pass_or_drop(packet, closed);
-	/* Checked before the flow is looked for: a closed gate must not refresh it. */
+	/* Asked first: a closed gate must not refresh the flow. */
 	if (closed)
-		return pass_or_drop(packet, closed);
+		return is_reply(packet, server) ? drop(DROP_GATE_CLOSED)
+						: pass_or_drop(packet, closed);
 	verdict = plan_outbound(packet, server, plan);
 	if (verdict != VERDICT_PASS)
 		return verdict == VERDICT_FORWARD && packet->ttl <= 1

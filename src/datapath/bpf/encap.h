@@ -26,11 +26,6 @@
 /* What a length field can say. */
 #define LONGEST_PACKET 65535
 
-static __always_inline int is_mapped_ipv4(const struct address *address)
-{
-	return !address->words[0] && !address->words[1] && address->words[2] == bpf_htonl(0xffff);
-}
-
 /* Outer addresses, and whether it fits. Segments of TCP may be cut shorter by the outer header,
  * datagrams may not. */
 static __always_inline int plan_encapsulation(const struct packet *packet,
@@ -40,7 +35,7 @@ static __always_inline int plan_encapsulation(const struct packet *packet,
 
 	plan->source = backend->nat;
 	plan->destination = backend->address;
-	outer = is_mapped_ipv4(&plan->destination) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	outer = is_mapped(&plan->destination) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 	plan->outer = outer;
 	if (packet->length + outer > LONGEST_PACKET)
 		return drop(DROP_TOO_BIG);
@@ -129,7 +124,7 @@ static __noinline int tc_encapsulate(struct __sk_buff *skb, const struct packet 
 
 	if (leave_hop((void *)(long)skb->data, (void *)(long)skb->data_end, packet, &tos))
 		return -1;
-	if (is_mapped_ipv4(&plan->destination)) {
+	if (is_mapped(&plan->destination)) {
 		struct iphdr outer;
 
 		outer_ipv4(&outer, packet, plan, tos);
@@ -160,7 +155,7 @@ static __noinline int xdp_encapsulate(struct xdp_md *xdp, const struct packet *p
 				      const struct plan *plan, const __u8 *destination,
 				      const __u8 *source)
 {
-	int ipv4 = is_mapped_ipv4(&plan->destination);
+	int ipv4 = is_mapped(&plan->destination);
 	struct ethhdr *ethernet;
 	void *end;
 	__u8 tos;

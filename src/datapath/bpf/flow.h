@@ -234,7 +234,8 @@ static __noinline int open_flow(struct packet *packet, const struct flow_key *ke
 	return GO_ON;
 }
 
-/* Both ends are there: from the half-open tables into those that nothing is evicted from. */
+/* Both ends are there: from the half-open tables into those that nothing is evicted from. `flow`
+ * may be the half-open entry itself, which goes last. */
 static __noinline int establish(const struct flow_key *key, const struct service *service,
 				struct flow *flow, const struct reply_key *reply_key,
 				const struct half_reply *half)
@@ -261,14 +262,14 @@ static __noinline int establish(const struct flow_key *key, const struct service
 		verdict = drop(DROP_TABLE_FULL);
 		goto undo;
 	}
+	if (!error) {
+		count_flow(FLOWS_ESTABLISHED);
+		count_established(key->service, flow->backend);
+		emit(EVENT_ESTABLISHED, key, flow);
+	}
 	if (half)
 		bpf_map_delete_elem(&half_replies, reply_key);
 	bpf_map_delete_elem(&half_flows, key);
-	if (error)
-		return GO_ON;
-	count_flow(FLOWS_ESTABLISHED);
-	count_established(key->service, flow->backend);
-	emit(EVENT_ESTABLISHED, key, flow);
 	return GO_ON;
 undo:
 	if (half)
@@ -307,7 +308,7 @@ static __noinline int go_on_half_open(struct packet *packet, const struct flow_k
 		    !same_address(&half->reply.client, &key->client))
 			return BEGIN_ANEW;
 	}
-	/* Its backend has gone before it came to anything. */
+	/* Its backend has gone before it came to anything: a late answer of it finds nothing. */
 	if ((is_syn(packet) || packet->protocol == IPPROTO_UDP) && backend->state != BACKEND_UP) {
 		if (half)
 			bpf_map_delete_elem(&half_replies, &reply_key);
@@ -493,6 +494,9 @@ static __always_inline int flow_slow(struct packet *packet, const struct flow_ke
 		verdict = go_on_half_open(packet, key, service, half, found);
 		if (verdict != BEGIN_ANEW)
 			return verdict;
+	} else if (address_use(&packet->source)) {
+		/* Spoofed, or our own that has come back; it could take the ports of others. */
+		return drop(DROP_BAD_SOURCE);
 	}
 	return open_flow(packet, key, service, found);
 }
@@ -527,9 +531,13 @@ static __noinline int reply_half_open(struct packet *packet, const struct reply_
 	struct service *service;
 	__u32 service_id;
 	struct flow *flow;
-	struct flow copy;
 
 	if (!half)
+		return VERDICT_PASS;
+	flow_key = flow_key_of_reply(&half->reply);
+	flow = bpf_map_lookup_elem(&half_flows, &flow_key);
+	/* Evicted, or begun anew with another backend or port: this belongs to it no more. */
+	if (!flow || flow->backend != half->reply.backend || flow->nat_port != key->port)
 		return VERDICT_PASS;
 	touch_reply(&half->reply, packet);
 	/* Without an ACK where both ends open at the same time (RFC 9293 §3.5). */
@@ -544,14 +552,23 @@ static __noinline int reply_half_open(struct packet *packet, const struct reply_
 	*found = half->reply;
 	if (packet->protocol == IPPROTO_TCP)
 		return GO_ON;
-	flow_key = flow_key_of_reply(&half->reply);
 	service_id = flow_key.service;
 	service = bpf_map_lookup_elem(&service_table, &service_id);
-	flow = bpf_map_lookup_elem(&half_flows, &flow_key);
-	if (!flow || !service)
+	if (!service)
 		return drop(DROP_STALE);
-	copy = *flow;
-	return establish(&flow_key, service, &copy, key, half);
+	return establish(&flow_key, service, flow, key, half);
+}
+
+/* Whether a packet from a server belongs to a flow, without a note of it. */
+static __noinline int is_reply(struct packet *packet, __u32 server)
+{
+	struct reply_key key = {
+		.address = packet->destination,
+		.server = server,
+		.port = packet->destination_port,
+	};
+
+	return bpf_map_lookup_elem(&replies, &key) || bpf_map_lookup_elem(&half_replies, &key);
 }
 
 /* The flow that a packet from a server belongs to; `VERDICT_PASS`: none. */

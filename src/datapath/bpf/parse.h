@@ -8,7 +8,8 @@
  *
  * What is no IP, or IP that is neither TCP nor UDP, is `VERDICT_PASS`. What claims to be and is
  * broken is marked (`broken`) and not dropped here: whether it concerns us shows later, and other
- * people's broken packets are none of our business.
+ * people's broken packets are none of our business. Only what ends within its network header is
+ * dropped at once: it is nobody's.
  */
 #pragma once
 
@@ -80,7 +81,15 @@ struct packet {
 struct extension {
 	__u8 next;
 	__u8 length;
-	__be16 offset;
+	union {
+		/* Of a fragment. */
+		__be16 offset;
+		/* Of a routing header. */
+		struct {
+			__u8 type;
+			__u8 segments_left;
+		};
+	};
 	__be32 id;
 };
 
@@ -131,23 +140,23 @@ static __always_inline enum drop_reason too_short(const struct packet *packet,
 	return packet->fragment == FRAGMENT_FIRST ? DROP_TINY_FRAGMENT : reason;
 }
 
-static __always_inline int parse_tcp(void *data, void *end, struct packet *packet)
+static __always_inline int parse_tcp(void *data, void *end, struct packet *packet, __u32 wire)
 {
 	struct tcphdr *tcp = data + (packet->l4 & L4_MASK);
 	__u32 header = packet->l4 - packet->l3;
 
-	if (packet->fragment == FRAGMENT_FIRST && packet->length < header + sizeof(*tcp))
-		return broken(packet, DROP_TINY_FRAGMENT);
+	if (packet->length < header + sizeof(*tcp))
+		return broken(packet, too_short(packet, DROP_TRUNCATED));
 	if ((void *)(tcp + 1) > end)
 		return broken(packet, DROP_TRUNCATED);
+	if (packet->length > wire)
+		return broken(packet, DROP_BAD_LENGTH);
 	packet->source_port = tcp->source;
 	packet->destination_port = tcp->dest;
 	packet->sequence = bpf_ntohl(tcp->seq);
 	packet->acknowledgement = bpf_ntohl(tcp->ack_seq);
 	packet->tcp_flags = ((__u8 *)tcp)[13];
 	packet->tcp_header = tcp->doff * 4;
-	if (packet->length < header + sizeof(*tcp))
-		return broken(packet, DROP_BAD_LENGTH);
 	if (tcp->doff < 5)
 		return broken(packet, DROP_BAD_HEADER);
 	if (packet->length < header + tcp->doff * 4)
@@ -157,38 +166,42 @@ static __always_inline int parse_tcp(void *data, void *end, struct packet *packe
 	return GO_ON;
 }
 
-static __always_inline int parse_udp(void *data, void *end, struct packet *packet)
+static __always_inline int parse_udp(void *data, void *end, struct packet *packet, __u32 wire)
 {
 	struct udphdr *udp = data + (packet->l4 & L4_MASK);
 	__u32 header = packet->l4 - packet->l3;
 	__u32 length;
 
-	if (packet->fragment == FRAGMENT_FIRST && packet->length < header + sizeof(*udp))
-		return broken(packet, DROP_TINY_FRAGMENT);
+	if (packet->length < header + sizeof(*udp))
+		return broken(packet, too_short(packet, DROP_TRUNCATED));
 	if ((void *)(udp + 1) > end)
 		return broken(packet, DROP_TRUNCATED);
 	packet->source_port = udp->source;
 	packet->destination_port = udp->dest;
 	length = bpf_ntohs(udp->len);
-	if (packet->length < header + sizeof(*udp) || length < sizeof(*udp) ||
+	if (packet->length > wire || length < sizeof(*udp) ||
 	    (packet->fragment == FRAGMENT_NONE && packet->length < header + length))
 		return broken(packet, DROP_BAD_LENGTH);
 	return GO_ON;
 }
 
-/* `offset`: of the fragment, in bytes; 0 of a whole packet. */
+/* `offset`: of the fragment, in bytes; 0 of a whole packet. `wire`: bytes that are there of the
+ * network layer. That the transport header is cut is said before that the length is wrong, which
+ * is true of whatever is cut. */
 static __always_inline int parse_transport(void *data, void *end, struct packet *packet,
-					   __u32 offset)
+					   __u32 offset, __u32 wire)
 {
 	if (packet->fragment == FRAGMENT_LATER) {
+		if (packet->length > wire || packet->length < packet->l4 - packet->l3)
+			return broken(packet, DROP_BAD_LENGTH);
 		/* It would be written over the header of the first (RFC 3128). */
 		if (packet->protocol == IPPROTO_TCP && offset < sizeof(struct tcphdr))
 			return broken(packet, DROP_TINY_FRAGMENT);
 		return GO_ON;
 	}
 	if (packet->protocol == IPPROTO_TCP)
-		return parse_tcp(data, end, packet);
-	return parse_udp(data, end, packet);
+		return parse_tcp(data, end, packet, wire);
+	return parse_udp(data, end, packet, wire);
 }
 
 /* The sum over an IPv4 header of `words` 32-bit words is 0xffff if nothing was changed on the way. */
@@ -223,7 +236,7 @@ static __always_inline int parse_ipv4(void *data, void *end, struct packet *pack
 	__u16 fragment;
 
 	if ((void *)(ip + 1) > end)
-		return VERDICT_PASS;
+		return drop(DROP_TRUNCATED);
 	map_ipv4(&packet->source, ip->saddr);
 	map_ipv4(&packet->destination, ip->daddr);
 	packet->protocol = ip->protocol;
@@ -236,7 +249,9 @@ static __always_inline int parse_ipv4(void *data, void *end, struct packet *pack
 	packet->l4 = packet->l3 + header;
 	if (ip->version != 4 || header < sizeof(*ip))
 		return broken(packet, DROP_BAD_HEADER);
-	if (packet->length < header || packet->length > wire)
+	if (header > wire)
+		return broken(packet, DROP_TRUNCATED);
+	if (packet->length < header)
 		return broken(packet, DROP_BAD_LENGTH);
 	if (ipv4_checksum_is_wrong(data, end, packet, ip->ihl))
 		return broken(packet, DROP_BAD_CHECKSUM);
@@ -245,7 +260,7 @@ static __always_inline int parse_ipv4(void *data, void *end, struct packet *pack
 		packet->fragment = FRAGMENT_LATER;
 	else if (fragment & IPV4_MORE_FRAGMENTS)
 		packet->fragment = FRAGMENT_FIRST;
-	return parse_transport(data, end, packet, (fragment & IPV4_FRAGMENT_OFFSET) * 8);
+	return parse_transport(data, end, packet, (fragment & IPV4_FRAGMENT_OFFSET) * 8, wire);
 }
 
 /* Whether a header that is followed by another may stand there. */
@@ -253,6 +268,12 @@ static __always_inline int is_extension(__u8 header)
 {
 	return header == IPPROTO_HOPOPTS || header == IPPROTO_ROUTING ||
 	       header == IPPROTO_DSTOPTS || header == IPPROTO_FRAGMENT;
+}
+
+/* An IPv4 address in IPv6's clothes: in our tables it is IPv4's; on the wire it is nobody's. */
+static __always_inline int is_mapped(const struct address *address)
+{
+	return !address->words[0] && !address->words[1] && address->words[2] == bpf_htonl(0xffff);
 }
 
 static __always_inline int parse_ipv6(void *data, void *end, struct packet *packet, __u32 wire)
@@ -263,11 +284,15 @@ static __always_inline int parse_ipv6(void *data, void *end, struct packet *pack
 	__u8 next;
 
 	if ((void *)(ip + 1) > end)
-		return VERDICT_PASS;
+		return drop(DROP_TRUNCATED);
 	__builtin_memcpy(&packet->source, &ip->saddr, sizeof(packet->source));
 	__builtin_memcpy(&packet->destination, &ip->daddr, sizeof(packet->destination));
 	packet->ttl = ip->hop_limit;
 	packet->length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	if (is_mapped(&packet->source))
+		return broken(packet, DROP_BAD_SOURCE);
+	if (is_mapped(&packet->destination))
+		return broken(packet, DROP_BAD_HEADER);
 	next = ip->nexthdr;
 	for (int i = 0; i < EXTENSION_HEADERS; i++) {
 		struct extension *extension = data + (offset & L4_MASK);
@@ -277,7 +302,10 @@ static __always_inline int parse_ipv6(void *data, void *end, struct packet *pack
 		if (!is_extension(next))
 			return VERDICT_PASS;
 		if ((void *)(extension + 1) > end)
-			return VERDICT_PASS;
+			return broken(packet, DROP_TRUNCATED);
+		/* It has not come to where it goes to; its checksum is over another address. */
+		if (next == IPPROTO_ROUTING && extension->segments_left)
+			return broken(packet, DROP_BAD_HEADER);
 		if (next == IPPROTO_FRAGMENT) {
 			place = bpf_ntohs(extension->offset);
 			packet->fragment_id = bpf_ntohl(extension->id);
@@ -291,11 +319,14 @@ static __always_inline int parse_ipv6(void *data, void *end, struct packet *pack
 		}
 		next = extension->next;
 		if (offset > L4_MASK)
-			return VERDICT_PASS;
+			return broken(packet, DROP_BAD_HEADER);
 		/* What follows in a later fragment is payload. */
 		if (packet->fragment == FRAGMENT_LATER)
 			break;
 	}
+	/* More of them than are looked at: what is behind them is not known, and not believed. */
+	if (packet->fragment != FRAGMENT_LATER && is_extension(next))
+		return broken(packet, DROP_BAD_HEADER);
 	/* Of a later fragment, `next` may be an extension header that only the first has. */
 	if (next != IPPROTO_TCP && next != IPPROTO_UDP &&
 	    !(packet->fragment == FRAGMENT_LATER && is_extension(next)))
@@ -304,9 +335,7 @@ static __always_inline int parse_ipv6(void *data, void *end, struct packet *pack
 	packet->l4 = offset;
 	if (ip->version != 6)
 		return broken(packet, DROP_BAD_HEADER);
-	if (packet->length > wire || packet->length < offset - packet->l3)
-		return broken(packet, DROP_BAD_LENGTH);
-	return parse_transport(data, end, packet, place & 0xfff8);
+	return parse_transport(data, end, packet, place & 0xfff8, wire);
 }
 
 /* `size`: bytes of the whole packet, beyond `end` too where not all of it is linear. */
