@@ -110,8 +110,11 @@ static __noinline int note_first_fragment(struct packet *packet, const struct pl
 	struct fragment_record *record;
 	__u32 zero = 0;
 
-	if (verdict != VERDICT_FORWARD && verdict != VERDICT_PASS)
+	/* Nor does the rest of it go the way of an older datagram. */
+	if (verdict != VERDICT_FORWARD && verdict != VERDICT_PASS) {
+		bpf_map_delete_elem(&fragments, &key);
 		return 0;
+	}
 	/* Others' datagrams are not asked about. */
 	if (verdict == VERDICT_PASS && !address_use(&packet->destination) &&
 	    !is_server_address(&packet->source))
