@@ -8,6 +8,7 @@ mod encap;
 mod flows;
 mod fragments;
 mod golden;
+mod hostile;
 mod icmp;
 mod kernel;
 mod live;
