@@ -1,5 +1,5 @@
 //! Compiles the programs for the kernel with clang and generates their Rust skeletons: the datapath
-//! (`src/datapath/bpf`), and what the bench runs around it (`src/lab/bench/bpf`).
+//! and the program on backends (`src/datapath/bpf`), and what the bench runs around it (`src/lab/bench/bpf`).
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,11 @@ use std::process::{Command, ExitCode};
 use libbpf_cargo::SkeletonBuilder;
 
 /// Folder, and the object's name in it.
-const SOURCES: [(&str, &str); 2] =
-    [("src/datapath/bpf", "datapath"), ("src/lab/bench/bpf", "packets")];
+const SOURCES: [(&str, &str); 3] = [
+    ("src/datapath/bpf", "datapath"),
+    ("src/datapath/bpf", "backend"),
+    ("src/lab/bench/bpf", "packets"),
+];
 
 fn main() -> ExitCode {
     for (folder, _) in SOURCES {

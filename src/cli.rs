@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use baton_ha::channel::key::ClusterKey;
 use clap::{Args, Parser, Subcommand};
 
+use crate::backend;
 use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{self, Reply, Request};
@@ -194,6 +195,12 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// What the backends of a dsr service need: print it, do it, or undo it.
+    ///
+    /// Prints a shell script for each backend. With --apply, run as root on a backend, does it
+    /// there: VIP, ARP, decapsulation, source of replies. docs/operations.md explains each step.
+    #[command(after_help = EXIT_CODES)]
+    BackendSetup(BackendSetupArgs),
     /// A relay pair with real SOCKS servers in network namespaces on this machine.
     #[command(subcommand)]
     Lab(lab::cli::LabCommand),
@@ -224,6 +231,37 @@ struct ConfigFile {
     /// The configuration file.
     #[arg(short, long = "config", value_name = "FILE", default_value = config::DEFAULT_PATH)]
     config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct BackendSetupArgs {
+    /// The service's name.
+    service: String,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// This backend; otherwise all of them, with --apply those whose address this machine has.
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
+    /// Where packets come from relays or leave for clients; otherwise the interface that has the
+    /// backend's address and those of the default routes. May be given more than once.
+    #[arg(long, value_name = "IF")]
+    interface: Vec<String>,
+    /// Do it on this machine.
+    #[arg(long, conflicts_with = "remove")]
+    apply: bool,
+    /// Undo on this machine what --apply did for the service. Needs no configuration file.
+    #[arg(long)]
+    remove: bool,
+    /// With --apply: the eBPF program alone, as the printed script has it.
+    #[arg(long, requires = "apply")]
+    program_only: bool,
+    /// dsr = "nat": rewrite all replies of the server's port, where the network does not keep the
+    /// DSCP that relays mark packets with. Nobody can then speak to that port without a relay.
+    #[arg(long)]
+    all_flows: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -339,10 +377,33 @@ impl Command {
             Command::Keygen { file } => keygen(&file)?,
             Command::Sessions(args) => args.list()?,
             Command::Counters { json, all } => counters(json, all)?,
+            Command::BackendSetup(args) => args.run()?,
             Command::Lab(lab) => return lab.run(),
             Command::Drill(drill) => return drill.run(),
         }
         Ok(Exit::Done.into())
+    }
+}
+
+impl BackendSetupArgs {
+    fn run(self) -> anyhow::Result<()> {
+        if self.remove {
+            let report = backend::remove(&self.service)?;
+            return print(&if self.json { report.json() } else { report.to_string() });
+        }
+        let config = Config::load(&self.config.config)?;
+        let options = backend::Options {
+            backend: self.backend,
+            interfaces: self.interface,
+            program_only: self.program_only,
+            all_flows: self.all_flows,
+        };
+        if self.apply {
+            let report = backend::apply(&config, &self.service, &options)?;
+            return print(&if self.json { report.json() } else { report.to_string() });
+        }
+        let scripts = backend::scripts(&config, &self.config.config, &self.service, &options)?;
+        print(&if self.json { scripts.json() } else { scripts.to_string() })
     }
 }
 

@@ -12,6 +12,7 @@
 //! * [`pool`]: the backends of a service as they are now, and the choice among them.
 //! * [`scheduler`]: the choice, pure; [`sources`]: connections per source address.
 //! * [`maglev`]: tables of backends; [`datapath`]: passthrough and dsr in the kernel.
+//! * [`backend`]: what the backends of dsr services need, on their machines.
 //! * [`proxy`]: accept, connect, splice, half-close; UDP sessions.
 //! * [`health`]: rise/fall machine and the probes.
 //! * [`balancer`]: composition root.
@@ -21,6 +22,7 @@
 //! * [`table`]: aligned tables for the terminal.
 //! * [`cli`]: one clap tree.
 
+pub mod backend;
 pub mod balancer;
 pub mod cli;
 pub mod config;

@@ -338,7 +338,7 @@ fn load(open: OpenDatapathSkel<'static>) -> Result<Loaded, Error> {
 /// libbpf writes to standard error by itself; here it goes the way of every log line. Its warnings
 /// are of things that we ask for and bear (a hook that is there already), and errors come back as
 /// errors too.
-fn quiet() {
+pub(crate) fn quiet() {
     libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| {
         tracing::debug!(target: "libbpf", "{}", text.trim_end());
     })));

@@ -60,7 +60,7 @@ pub fn interface_named(name: &str) -> io::Result<u32> {
     if_nametoindex(name).map_err(io::Error::from)
 }
 
-fn ip_of(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
+pub(crate) fn ip_of(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
     if let Some(v4) = address.as_sockaddr_in() {
         return Some(v4.ip().into());
     }

@@ -5,6 +5,7 @@ mod backends;
 mod bulk;
 mod counters;
 mod crowd;
+mod dsr;
 mod fragments;
 mod load;
 mod modes;

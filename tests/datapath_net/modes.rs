@@ -25,7 +25,7 @@ fn services(mode: &str, port: u16) -> String {
 }
 
 /// Connections and datagrams to both VIPs come to both backends, which see the client as `seen`.
-fn carries(net: &Net, seen: [&str; 2]) {
+pub(crate) fn carries(net: &Net, seen: [&str; 2]) {
     let client = net.node("client");
     for (vip, seen) in ["10.77.0.100:80", "[fd77::100]:80"].into_iter().zip(seen) {
         let seen: IpAddr = seen.parse().unwrap();

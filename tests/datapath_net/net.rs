@@ -114,7 +114,12 @@ impl Net {
         self.folder.path().join("control.sock")
     }
 
-    fn write_config(&self, services: &str) -> PathBuf {
+    /// The relay's configuration file.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.folder.path().join("baton.toml")
+    }
+
+    pub(crate) fn write_config(&self, services: &str) -> PathBuf {
         let text = format!(
             "[node]\nname = \"relay\"\ncontrol = \"{}\"\nworkers = 1\n\
              [election]\nvrid = 51\npriority = 255\n\
@@ -122,7 +127,7 @@ impl Net {
             self.socket().display(),
             self.flows
         );
-        let file = self.folder.path().join("baton.toml");
+        let file = self.config();
         std::fs::write(&file, text).unwrap();
         file
     }

@@ -6,8 +6,9 @@
  */
 #pragma once
 
-#include "core.h"
 #include "csum.h"
+#include "parse.h"
+#include "plan.h"
 
 /* What the transport checksum has to follow. */
 struct change {
