@@ -397,6 +397,10 @@ impl Balancer {
         let pools: Vec<_> =
             new.services.iter().map(|service| renewed(&live.pools, service)).collect();
         start_datapath(&self.datapath, &new, &pools).context("nothing was changed")?;
+        if let Some(datapath) = self.datapath.get() {
+            tokio::task::block_in_place(|| datapath.choose_hook(new.datapath.hook))
+                .context("nothing was changed")?;
+        }
         self.proxy.renew(&proxied(&pools)).await.context("nothing was changed")?;
         if let Some(datapath) = self.datapath.get() {
             tokio::task::block_in_place(|| datapath.apply(&pools, vips(&new)))?;
@@ -485,8 +489,8 @@ fn start_datapath(
 ) -> anyhow::Result<()> {
     let needed = pools.iter().any(|pool| pool.service.mode.is_in_kernel());
     if needed && datapath.get().is_none() {
-        let config::Datapath { flows, half_open_flows } = config.datapath;
-        let started = Datapath::start(Sizes { flows, half_open_flows }, pools, vips(config))
+        let config::Datapath { flows, half_open_flows, hook } = config.datapath;
+        let started = Datapath::start(Sizes { flows, half_open_flows }, hook, pools, vips(config))
             .context("the kernel datapath can't start")?;
         tracing::info!(flows, half_open_flows, "datapath started");
         // Only this function sets it, and its callers hold the configuration.

@@ -21,6 +21,7 @@ use std::time::Duration;
 use baton_ha::config::HaConfig;
 use toml::de::DeTable;
 
+use crate::datapath::hooks::Choice;
 use crate::service::{Check, Service};
 
 mod checks;
@@ -119,11 +120,13 @@ pub struct Datapath {
     pub flows: u32,
     /// Half-open flows; the oldest make room for the newest.
     pub half_open_flows: u32,
+    /// Where packets are taken.
+    pub hook: Choice,
 }
 
 impl Default for Datapath {
     fn default() -> Self {
-        Self { flows: 131_072, half_open_flows: 32_768 }
+        Self { flows: 131_072, half_open_flows: 32_768, hook: Choice::Auto }
     }
 }
 

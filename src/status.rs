@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::datapath::Report;
 use crate::datapath::counters::Traffic;
+use crate::datapath::hooks::{Chosen, Hook};
 use crate::pool::{Admin, Health, Member, Pool};
 use crate::service::{Mode, Protocol, Scheduler};
 
@@ -66,14 +67,8 @@ pub struct HookStatus {
     pub interface: String,
     /// Which hook.
     pub hook: Hook,
-}
-
-/// A hook that packets come by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Hook {
-    /// The clsact qdisc's ingress.
-    Tc,
+    /// Why it is that one.
+    pub why: String,
 }
 
 /// The gate of the datapath.
@@ -439,9 +434,13 @@ fn millis(duration: Duration) -> u64 {
 impl DatapathStatus {
     /// The datapath from its report.
     pub fn of(report: &Report) -> Self {
-        let hook = |interface: &String| HookStatus { interface: interface.clone(), hook: Hook::Tc };
+        let hook = |(interface, chosen): (&String, &Chosen)| HookStatus {
+            interface: interface.clone(),
+            hook: chosen.hook,
+            why: chosen.why.clone(),
+        };
         Self {
-            hooks: report.tc.iter().map(hook).collect(),
+            hooks: report.hooks.iter().map(hook).collect(),
             gate: if report.gate_open { Gate::Open } else { Gate::Closed },
             flows: report.flows,
             max_flows: report.most_flows,

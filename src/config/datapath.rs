@@ -3,10 +3,14 @@
 use super::Datapath;
 use super::section::{DATAPATH, Section};
 use super::value;
+use crate::datapath::hooks::Choice;
 
 /// Each flow takes some 230 bytes of kernel memory, so this is 15 GB.
 const MOST_FLOWS: u32 = 1 << 26;
 const FEWEST_FLOWS: u32 = 256;
+
+const HOOKS: &[(&str, Choice)] =
+    &[("auto", Choice::Auto), ("tc", Choice::Tc), ("xdp", Choice::Xdp)];
 
 /// `[datapath]`, with defaults for what is not there.
 pub(super) fn read(root: &Section<'_>) -> Datapath {
@@ -15,7 +19,9 @@ pub(super) fn read(root: &Section<'_>) -> Datapath {
     let count = || value::integer(FEWEST_FLOWS..=MOST_FLOWS);
     let flows = section.take("flows", count());
     let half_open = section.take("half_open_flows", count());
+    let hook = section.take("hook", value::choice(HOOKS));
     Datapath {
+        hook: hook.map_or(default.hook, |at| at.value),
         flows: flows.map_or(default.flows, |at| at.value),
         half_open_flows: half_open.map_or(default.half_open_flows, |at| at.value),
     }

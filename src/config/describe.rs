@@ -43,8 +43,12 @@ fn header(out: &mut String, config: &Config) -> fmt::Result {
         "          after SIGTERM connections on own addresses have {grace} to end, those on VIPs none"
     )?;
     if config.services.iter().any(|service| service.mode.is_in_kernel()) {
-        let super::Datapath { flows, half_open_flows } = config.datapath;
-        writeln!(out, "kernel    room for {flows} flows, {half_open_flows} half-open ones")?;
+        let super::Datapath { flows, half_open_flows, hook } = config.datapath;
+        let hook = hook.word();
+        writeln!(
+            out,
+            "kernel    room for {flows} flows, {half_open_flows} half-open ones; hook {hook}"
+        )?;
     }
     let Some(ha) = &config.ha else {
         return writeln!(out, "election  none: no VIPs, this node balances on its own addresses");
@@ -270,6 +274,7 @@ pub fn describe_json(config: &Config) -> Value {
         "datapath": {
             "flows": config.datapath.flows,
             "half_open_flows": config.datapath.half_open_flows,
+            "hook": config.datapath.hook,
         },
         "services": config.services.iter().map(|service| service_json(config, service))
             .collect::<Vec<_>>(),

@@ -60,7 +60,7 @@ pub(super) const ANNOUNCE: Schema = Schema {
 pub(super) const VIP: Schema =
     Schema { title: "[[vips]]", one: "VIP", keys: &["name", "address", "interface"] };
 pub(super) const DATAPATH: Schema =
-    Schema { title: "[datapath]", one: "", keys: &["flows", "half_open_flows"] };
+    Schema { title: "[datapath]", one: "", keys: &["flows", "half_open_flows", "hook"] };
 pub(super) const SERVICE: Schema = Schema {
     title: "[[services]]",
     one: "service",

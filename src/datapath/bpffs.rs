@@ -38,13 +38,18 @@ pub fn folder() -> io::Result<PathBuf> {
     Ok(of_namespace()?.join(format!("layout-{LAYOUT}")))
 }
 
+/// The folder of this network namespace's pinned links, which have no layout.
+pub(super) fn links() -> io::Result<PathBuf> {
+    Ok(of_namespace()?.join("links"))
+}
+
 /// Folders of this network namespace with pins of another layout: of an older or newer version.
 pub fn other_layouts() -> io::Result<Vec<PathBuf>> {
-    let ours = folder()?;
+    let ours = [folder()?, links()?];
     match fs::read_dir(of_namespace()?) {
         Ok(entries) => {
             let paths = entries.map(|entry| entry.map(|entry| entry.path()));
-            paths.filter(|path| path.as_ref().map_or(true, |path| *path != ours)).collect()
+            paths.filter(|path| path.as_ref().map_or(true, |path| !ours.contains(path))).collect()
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),

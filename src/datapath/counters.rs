@@ -10,7 +10,8 @@ use std::path::Path;
 use libbpf_rs::Result as BpfResult;
 use serde::{Deserialize, Serialize};
 
-use super::load::{Error, attached_interfaces};
+use super::hooks;
+use super::load::Error;
 use super::maps::Table;
 use super::registry::{BACKENDS, SERVICES, protocol, socket};
 use super::skeleton::types;
@@ -136,7 +137,7 @@ impl Counters {
         let folder = bpffs::folder().map_err(Error::io("find the pins"))?;
         let pinned = folder.try_exists().map_err(Error::io("look for pins"))?;
         // Pins of a namespace where nothing is attached are another life's.
-        if attached_interfaces()?.is_empty() {
+        if hooks::attached()?.is_empty() {
             return Ok(None);
         }
         if !pinned {

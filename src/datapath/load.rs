@@ -1,5 +1,5 @@
 //! From the object in this program to programs and maps in the kernel: opened, sized, joined to
-//! maps that an earlier daemon left pinned, loaded, pinned, attached; and all of it undone.
+//! maps that an earlier daemon left pinned, loaded, pinned. `hooks` attaches it.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -8,19 +8,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-use libbpf_rs::{MapCore as _, MapHandle, ProgramInput, TC_INGRESS, TcHook, TcHookBuilder};
+use libbpf_rs::{MapCore as _, MapHandle, ProgramInput};
 
 use super::bpffs;
 use super::clock::Clock;
 use super::gate::Gate;
+use super::hooks;
 use super::maps::Maps;
 use super::record::Record as _;
 use super::skeleton::{DatapathSkel, DatapathSkelBuilder, OpenDatapathSkel, types};
-
-/// Our filter among those of an interface: by this handle and priority it is found again, and
-/// replaced in one step, whoever attached it.
-const TC_HANDLE: u32 = 0xba70;
-const TC_PRIORITY: u32 = 0xba70;
 
 /// How big the tables are that the configuration sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +76,22 @@ pub enum Error {
         /// Most of them.
         most: u32,
     },
+    /// A driver does not do what `hook = "xdp"` asks for.
+    #[error(
+        "XDP can't be attached to {name} (driver {driver}): {why}; write `hook = \"auto\"` or \
+         `hook = \"tc\"` under [datapath], or let the driver do it"
+    )]
+    Refused {
+        /// The interface.
+        name: String,
+        /// Its driver.
+        driver: String,
+        /// What the refusal means.
+        why: String,
+        /// The refusal.
+        #[source]
+        source: io::Error,
+    },
     /// There is no way to an address.
     #[error("there is no route to {0}: give this node an address in its network, or a route")]
     NoRoute(std::net::IpAddr),
@@ -115,7 +127,7 @@ impl Loaded {
         bpffs::mount_bpffs().map_err(Error::io(format!("mount {}", bpffs::ROOT)))?;
         // Nothing is attached: the interfaces, and maybe the namespace, are not those that the
         // pins were made for (a number of a namespace is given to another one once it is gone).
-        if attached_interfaces()?.is_empty() {
+        if hooks::attached()?.is_empty() {
             bpffs::remove().map_err(Error::io("remove pins that nothing uses"))?;
         }
         let folder = bpffs::prepare().map_err(Error::io("make a folder for the pins"))?;
@@ -222,49 +234,6 @@ impl Loaded {
     pub fn xdp(&self) -> &libbpf_rs::ProgramMut<'static> {
         &self.skeleton.progs.baton_xdp
     }
-
-    /// Attaches the TC hook to an interface, in the place of the one that is there, if any: no
-    /// packet goes by in between.
-    pub fn attach_tc(&self, ifindex: u32) -> Result<(), Error> {
-        let failed = || Error::bpf(format!("attach to interface {ifindex}"));
-        let mut hook = self.tc_hook(ifindex);
-        hook.create().map_err(failed())?;
-        hook.attach().map(drop).map_err(failed())
-    }
-
-    fn tc_hook(&self, ifindex: u32) -> TcHook {
-        let mut builder = TcHookBuilder::new(self.skeleton.progs.baton_tc.as_fd());
-        builder.ifindex(ifindex as i32).replace(true).handle(TC_HANDLE).priority(TC_PRIORITY);
-        builder.hook(TC_INGRESS)
-    }
-}
-
-/// The interfaces of this network namespace that have our TC filter.
-pub fn attached_interfaces() -> Result<Vec<u32>, Error> {
-    let interfaces = nix::net::if_::if_nameindex()
-        .map_err(|error| Error::io("list the interfaces")(error.into()))?;
-    let interfaces = interfaces.iter().map(|interface| interface.index());
-    Ok(interfaces.filter(|&ifindex| is_attached(ifindex)).collect())
-}
-
-/// Whether an interface has our TC filter.
-pub fn is_attached(ifindex: u32) -> bool {
-    bare_hook(ifindex).query().is_ok()
-}
-
-/// Takes our TC filter off an interface; other filters stay.
-pub fn detach_tc(ifindex: u32) -> Result<(), Error> {
-    let failed = Error::bpf(format!("detach from interface {ifindex}"));
-    bare_hook(ifindex).detach().map_err(failed)
-}
-
-fn bare_hook(ifindex: u32) -> TcHook {
-    quiet();
-    // The descriptor matters to attaching alone; any will do.
-    let standard_input = io::stdin();
-    let mut builder = TcHookBuilder::new(standard_input.as_fd());
-    builder.ifindex(ifindex as i32).handle(TC_HANDLE).priority(TC_PRIORITY);
-    builder.hook(TC_INGRESS)
 }
 
 fn open(sizes: Sizes) -> Result<OpenDatapathSkel<'static>, Error> {

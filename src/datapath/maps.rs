@@ -73,6 +73,19 @@ impl<K: Record, V: Record> Table<K, V> {
         Ok(self.map.query_fdinfo()?.memlock)
     }
 
+    /// Every entry, one at a time; for maps that are not read in slices.
+    pub(super) fn each(&self) -> libbpf_rs::Result<Vec<(K, V)>> {
+        let keys = self.map.keys().filter_map(|key| K::read(&key));
+        let entry = |key: K| self.find(&key).map(|value| value.map(|value| (key, value)));
+        keys.filter_map(|key| entry(key).transpose()).collect()
+    }
+
+    /// Removes every entry.
+    pub(super) fn clear(&self) -> libbpf_rs::Result<()> {
+        let keys: Vec<_> = self.map.keys().collect();
+        keys.iter().filter_map(|key| K::read(key)).try_for_each(|key| self.remove(&key))
+    }
+
     /// Most entries.
     pub fn capacity(&self) -> u32 {
         self.map.max_entries()

@@ -3,9 +3,11 @@
 //! The C is in `bpf/` (begin with `bpf/core.h`); docs/decisions/datapath.md says what the maps are
 //! and who writes them. Here it is loaded, told what to do, and cleaned up after.
 //!
-//! * `load`: the object → programs and maps in the kernel, pinned in `bpffs`, attached.
+//! * `load`: the object → programs and maps in the kernel, pinned in `bpffs`.
+//! * `hooks`: which hook an interface gets, attaching and detaching; `nic`: what it can do.
 //! * `skeleton`, `record`, `maps`: what libbpf-cargo generates, its types as bytes, the maps typed.
 //! * `registry`: pools → services, backends, schedules, under lasting numbers; `routes`.
+//! * `ways`, `mirror`: routes and neighbours as XDP needs them.
 //! * `gate`, `clock`: the lease that the kernel enforces, and the jiffies that it is timed by.
 //! * `collector`: flows that are over. `live`: how many there are of each, put right.
 //! * `counters`: what was counted, read from the pins.
@@ -20,17 +22,21 @@ pub mod collector;
 pub mod counters;
 mod fragments;
 pub mod gate;
+pub mod hooks;
 pub mod live;
 pub mod load;
 pub mod maps;
+mod mirror;
+mod nic;
 pub mod record;
 mod registry;
 pub mod routes;
 pub mod sessions;
 pub mod skeleton;
 pub mod slices;
+mod ways;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -41,8 +47,10 @@ use self::collector::{Ages, Collector};
 use self::counters::Counters;
 use self::fragments::Fragments;
 use self::gate::Gate;
+use self::hooks::{Choice, Chosen, Hooks};
 use self::load::{Error, Loaded, Sizes};
 use self::maps::Maps;
+use self::mirror::Mirror;
 use self::registry::Registry;
 use self::sessions::{Sessions, Wanted};
 use crate::pool::Pool;
@@ -67,14 +75,45 @@ pub struct Datapath {
 #[derive(Debug)]
 struct State {
     registry: Registry,
-    /// Interfaces that this process has attached to: its program is the one that runs there.
-    attached: HashSet<u32>,
+    hooks: Hooks,
+    /// The interfaces that packets of ours go by.
+    interfaces: BTreeSet<u32>,
+    /// While XDP is attached anywhere.
+    mirror: Option<Mirror>,
+}
+
+impl State {
+    fn new(registry: Registry, hooks: Hooks) -> Self {
+        Self { registry, hooks, interfaces: BTreeSet::new(), mirror: None }
+    }
+
+    /// Has routes and neighbours followed as long as XDP needs them.
+    fn follow_ways(&mut self, maps: &Arc<Maps>) -> Result<(), Error> {
+        match (&self.mirror, self.hooks.need_ways()) {
+            (Some(mirror), true) => mirror.follow(self.interfaces.clone()),
+            (None, true) => {
+                let mirror = Mirror::start(Arc::clone(maps), self.interfaces.clone());
+                self.mirror = Some(mirror.map_err(Error::io("follow routes and neighbours"))?);
+            }
+            (Some(_), false) => {
+                self.mirror = None;
+                mirror::clear(maps).map_err(Error::bpf("forget routes and neighbours"))?;
+            }
+            (None, false) => {}
+        }
+        Ok(())
+    }
 }
 
 impl Datapath {
     /// Loads the datapath, or takes over what an earlier daemon left, and serves the pools whose
     /// packets stay in the kernel.
-    pub fn start(sizes: Sizes, pools: &[Arc<Pool>], vips: &[Vip]) -> Result<Self, Error> {
+    pub fn start(
+        sizes: Sizes,
+        hook: Choice,
+        pools: &[Arc<Pool>],
+        vips: &[Vip],
+    ) -> Result<Self, Error> {
         let loaded = Loaded::pinned(sizes)?;
         let clock = loaded.clock()?;
         let maps = Arc::new(loaded.maps()?);
@@ -95,7 +134,7 @@ impl Datapath {
             clock,
             collector,
             _fragments: fragments,
-            state: Mutex::new(State { registry, attached: HashSet::new() }),
+            state: Mutex::new(State::new(registry, Hooks::new(hook))),
         };
         datapath.apply(pools, vips)?;
         Ok(datapath)
@@ -106,17 +145,23 @@ impl Datapath {
     pub fn apply(&self, pools: &[Arc<Pool>], vips: &[Vip]) -> Result<(), Error> {
         let mut state = self.state.lock().expect("no panic while it is held");
         let applied = state.registry.apply(pools, vips)?;
-        for ifindex in applied.interfaces {
-            if !state.attached.contains(&ifindex) || !load::is_attached(ifindex) {
-                self.loaded.attach_tc(ifindex)?;
-                state.attached.insert(ifindex);
-                tracing::info!(ifindex, hook = "tc", "datapath attached");
-            }
+        state.interfaces = applied.interfaces.into_iter().collect();
+        for ifindex in state.interfaces.clone() {
+            state.hooks.attach(&self.loaded, ifindex)?;
         }
+        state.follow_ways(&self.maps)?;
         if applied.gone {
             self.collector.look_at_all();
         }
         Ok(())
+    }
+
+    /// Follows what the configuration says of hooks; where a driver refuses, everything is as it
+    /// was.
+    pub fn choose_hook(&self, hook: Choice) -> Result<(), Error> {
+        let mut state = self.state.lock().expect("no panic while it is held");
+        state.hooks.choose(&self.loaded, hook)?;
+        state.follow_ways(&self.maps)
     }
 
     /// Opens the gate for [`LEASE`] from now on. To be called often enough while Active.
@@ -132,13 +177,9 @@ impl Datapath {
 
     /// What it does at this moment. Tens of system calls and more: not for every packet.
     pub fn report(&self) -> Result<Report, Error> {
-        let name = |ifindex| match nix::net::if_::if_indextoname(ifindex) {
-            Ok(name) => name.to_string_lossy().into_owned(),
-            // It has gone meanwhile.
-            Err(_) => ifindex.to_string(),
-        };
+        let hooks = self.state.lock().expect("no panic while it is held").hooks.read()?;
         Ok(Report {
-            tc: load::attached_interfaces()?.into_iter().map(name).collect(),
+            hooks: hooks.into_iter().map(|(ifindex, hook)| (nic::name(ifindex), hook)).collect(),
             gate_open: self.loaded.jiffies()? < self.gate.deadline_jiffies(),
             flows: self.collector.counted(),
             most_flows: self.maps.flows.capacity(),
@@ -172,8 +213,8 @@ impl Datapath {
 /// The datapath at one moment.
 #[derive(Debug)]
 pub struct Report {
-    /// Names of the interfaces that have our TC filter.
-    pub tc: Vec<String>,
+    /// The interfaces that have our programs, by name.
+    pub hooks: BTreeMap<String, Chosen>,
     /// Whether packets may pass.
     pub gate_open: bool,
     /// Entries of established flows, also of those that are closed and not yet removed.
@@ -187,9 +228,8 @@ pub struct Report {
 /// Takes the datapath off every interface of this network namespace and removes its pins, and so
 /// its flows.
 pub fn unload() -> Result<(), Error> {
-    for ifindex in load::attached_interfaces()? {
-        load::detach_tc(ifindex)?;
-        tracing::info!(ifindex, "datapath detached");
-    }
-    bpffs::remove().map_err(Error::io("remove the pins"))
+    let detached = hooks::detach_all();
+    // Whatever could not be detached: what can go goes.
+    bpffs::remove().map_err(Error::io("remove the pins"))?;
+    detached
 }

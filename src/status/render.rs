@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use baton_ha::vrrp::router::{Reason, State};
 use serde::Serialize;
 
-use super::{DatapathStatus, Election, PeerState, ServiceStatus, Status};
+use super::{DatapathStatus, Election, HookStatus, PeerState, ServiceStatus, Status};
 use crate::datapath::counters::Traffic;
 use crate::pool::Admin;
 use crate::table::Table;
@@ -46,14 +46,16 @@ impl Status {
 
 impl DatapathStatus {
     fn write(&self, text: &mut String) -> std::fmt::Result {
-        let tc: Vec<_> = self.hooks.iter().map(|hook| hook.interface.as_str()).collect();
-        let hooks = match tc.as_slice() {
-            [] => "attached nowhere".to_owned(),
-            some => format!("tc on {}", some.join(", ")),
-        };
         let gate = word(&self.gate);
         let Self { flows, max_flows, .. } = self;
-        writeln!(text, "\nDatapath: {hooks}; gate {gate}; {flows} of {max_flows} flows")
+        writeln!(text, "\nDatapath: gate {gate}; {flows} of {max_flows} flows")?;
+        if self.hooks.is_empty() {
+            writeln!(text, "  attached nowhere")?;
+        }
+        for HookStatus { interface, hook, why } in &self.hooks {
+            writeln!(text, "  {interface}: {} ({why})", word(hook))?;
+        }
+        Ok(())
     }
 }
 

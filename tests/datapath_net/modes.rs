@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use crate::net::{Net, PATIENCE, service};
+use crate::net::{HOOKS, Net, PATIENCE, service};
 use crate::server::{ask, connect, serve};
 
 const LARGE: usize = 20_000_000;
@@ -57,45 +57,52 @@ fn serve_everywhere(net: &Net) {
 
 #[test]
 fn passthrough_from_the_vip() {
-    let mut net = Net::new();
-    serve_everywhere(&net);
-    net.start_relay(&services("mode = \"passthrough\"", 8080));
-    carries(&net, ["10.78.0.100", "fd78::100"]);
+    for hook in HOOKS {
+        let mut net = Net::on(hook);
+        serve_everywhere(&net);
+        net.start_relay(&services("mode = \"passthrough\"", 8080));
+        carries(&net, ["10.78.0.100", "fd78::100"]);
+    }
 }
 
 #[test]
 fn passthrough_from_the_client() {
-    let mut net = Net::new();
-    serve_everywhere(&net);
-    // Replies go through the relay.
-    for backend in ["b1", "b2"] {
-        let routes = "route replace default via 10.78.0.100\nroute replace ::/0 via fd78::100\n";
-        net.node(backend).ip_batch(routes).unwrap();
+    for hook in HOOKS {
+        let mut net = Net::on(hook);
+        serve_everywhere(&net);
+        // Replies go through the relay.
+        for backend in ["b1", "b2"] {
+            let routes =
+                "route replace default via 10.78.0.100\nroute replace ::/0 via fd78::100\n";
+            net.node(backend).ip_batch(routes).unwrap();
+        }
+        net.start_relay(&services("mode = \"passthrough\"\nsource = \"client\"", 8080));
+        carries(&net, ["10.77.0.10", "fd77::10"]);
     }
-    net.start_relay(&services("mode = \"passthrough\"\nsource = \"client\"", 8080));
-    carries(&net, ["10.77.0.10", "fd77::10"]);
 }
 
 #[test]
 fn direct_server_return_on_the_same_network() {
-    let mut net = Net::new();
-    for node in ["b1", "b2"] {
-        let netns = net.node(node);
-        // The VIP, on an interface that nobody asks: neither ARP nor ND may show it.
-        netns
-            .sysctl(&[
-                ("net.ipv4.conf.all.arp_ignore", "1"),
-                ("net.ipv4.conf.all.arp_announce", "2"),
-            ])
-            .unwrap();
-        netns
-            .ip_batch("addr add 10.77.0.100/32 dev lo\naddr add fd77::100/128 dev lo nodad\n")
-            .unwrap();
-        serve(&netns, node, "10.77.0.100:80");
-        serve(&netns, node, "[fd77::100]:80");
+    for hook in HOOKS {
+        let mut net = Net::on(hook);
+        for node in ["b1", "b2"] {
+            let netns = net.node(node);
+            // The VIP, on an interface that nobody asks: neither ARP nor ND may show it.
+            netns
+                .sysctl(&[
+                    ("net.ipv4.conf.all.arp_ignore", "1"),
+                    ("net.ipv4.conf.all.arp_announce", "2"),
+                ])
+                .unwrap();
+            netns
+                .ip_batch("addr add 10.77.0.100/32 dev lo\naddr add fd77::100/128 dev lo nodad\n")
+                .unwrap();
+            serve(&netns, node, "10.77.0.100:80");
+            serve(&netns, node, "[fd77::100]:80");
+        }
+        net.start_relay(&services("mode = \"dsr\"", 80));
+        carries(&net, ["10.77.0.10", "fd77::10"]);
     }
-    net.start_relay(&services("mode = \"dsr\"", 80));
-    carries(&net, ["10.77.0.10", "fd77::10"]);
 }
 
 #[test]

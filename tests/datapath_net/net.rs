@@ -27,19 +27,66 @@ pub(crate) struct Net {
     prefix: String,
     folder: tempfile::TempDir,
     relay: Option<Child>,
+    /// `[datapath] hook`.
+    hook: &'static str,
     /// Room in the flow table; for the next start of the relay.
     pub(crate) flows: u32,
 }
 
+/// The hooks that tests of packets are run on.
+pub(crate) const HOOKS: [&str; 2] = ["tc", "xdp"];
+
 impl Net {
     /// The network, with a relay that is not running yet.
     pub(crate) fn new() -> Self {
+        Self::on("auto")
+    }
+
+    /// The same with this hook, and with what it needs of the links.
+    pub(crate) fn on(hook: &'static str) -> Self {
+        let mut net = Self::wired();
+        net.set_hook(hook);
+        net
+    }
+
+    /// The hook of the next start or reload; for XDP the links are made as on real networks:
+    /// checksums and segments are whole when they leave a host, and a frame that XDP redirects to
+    /// a veth needs NAPI at its peer.
+    pub(crate) fn set_hook(&mut self, hook: &'static str) {
+        self.hook = hook;
+        if hook != "xdp" {
+            return;
+        }
+        let off = ["tx", "off", "tso", "off", "gso", "off"];
+        for (node, interfaces) in [
+            ("client", &["front"][..]),
+            ("b1", &["back"]),
+            ("b2", &["back"]),
+            ("switch", &["relay-front", "relay-back"]),
+        ] {
+            for interface in interfaces {
+                self.ethtool(node, interface, &off);
+            }
+        }
+        for interface in ["relay-front", "relay-back"] {
+            self.ethtool("switch", interface, &["gro", "on"]);
+        }
+    }
+
+    pub(crate) fn ethtool(&self, node: &str, interface: &str, features: &[&str]) {
+        let mut ethtool = self.node(node).command("ethtool");
+        let output = ethtool.args(["-K", interface]).args(features).output().unwrap();
+        assert!(output.status.success(), "{node} {interface} {features:?}: {output:?}");
+    }
+
+    fn wired() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let prefix =
             format!("bt-dp{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         // Here, so that it is not gone with the mount namespace of `ip netns exec`.
         bpffs::mount_bpffs().expect("a bpffs");
-        let net = Self { prefix, folder: tempfile::tempdir().unwrap(), relay: None, flows: 4096 };
+        let folder = tempfile::tempdir().unwrap();
+        let net = Self { prefix, folder, relay: None, hook: "auto", flows: 4096 };
         for node in NODES {
             let netns = Netns::create(&net.name(node)).expect("a namespace");
             // Usable at once.
@@ -123,9 +170,10 @@ impl Net {
         let text = format!(
             "[node]\nname = \"relay\"\ncontrol = \"{}\"\nworkers = 1\n\
              [election]\nvrid = 51\npriority = 255\n\
-             [datapath]\nflows = {}\nhalf_open_flows = 1024\n{VIPS}{services}",
+             [datapath]\nflows = {}\nhalf_open_flows = 1024\nhook = \"{}\"\n{VIPS}{services}",
             self.socket().display(),
-            self.flows
+            self.flows,
+            self.hook
         );
         let file = self.config();
         std::fs::write(&file, text).unwrap();

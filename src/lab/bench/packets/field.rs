@@ -12,7 +12,8 @@ use nix::net::if_::if_nametoindex;
 use super::track::{Hook, Runs, Segment, Track, end_of};
 use super::{Case, Cost, FRAMES, Nanoseconds};
 use crate::config::Config;
-use crate::datapath::load::{self, Sizes};
+use crate::datapath::hooks::{self, Choice};
+use crate::datapath::load::Sizes;
 use crate::datapath::skeleton::types;
 use crate::datapath::{self, Datapath};
 use crate::lab::bench::{other, quartiles};
@@ -93,13 +94,14 @@ impl Field {
         pools.iter().for_each(|pool| pool.stand_unchecked());
         let vips = config.ha.as_ref().map_or(&[][..], |ha| &ha.vips);
         let sizes = Sizes { flows: most, half_open_flows: 256 };
-        let datapath = Datapath::start(sizes, &pools, vips).map_err(other).doing(doing)?;
+        let datapath =
+            Datapath::start(sizes, Choice::Tc, &pools, vips).map_err(other).doing(doing)?;
         let index = |name| if_nametoindex(name).map_err(std::io::Error::from).doing(doing);
         let ifindex = index(INTERFACE)?;
         let track = Track::new(ifindex, index(FAR_END)?)?;
         set_ways(&datapath, ifindex).map_err(other).doing(doing)?;
         // What the XDP hook hands over instead of sending it on itself must be missed.
-        load::detach_tc(ifindex).map_err(other).doing(doing)?;
+        hooks::detach_tc(ifindex).map_err(other).doing(doing)?;
         let numbers = Numbers::read(&datapath).map_err(other).doing(doing)?;
         Ok(Self { case, datapath, track, numbers, filled: 0 })
     }
