@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -36,6 +37,13 @@ pub fn of(namespace: &Path) -> io::Result<PathBuf> {
 /// The folder of this network namespace's pins in this program's layout; it need not be there.
 pub fn folder() -> io::Result<PathBuf> {
     Ok(of_namespace()?.join(format!("layout-{LAYOUT}")))
+}
+
+/// The file whose lock is the right to them; not in the bpffs, which holds no files.
+pub(super) fn lock_file() -> io::Result<PathBuf> {
+    let folder = of_namespace()?;
+    let name = folder.file_name().expect("a folder has a name").to_string_lossy().into_owned();
+    Ok(Path::new(ROOT).with_file_name(format!("datapath-{name}.lock")))
 }
 
 /// The folder of this network namespace's pinned links, which have no layout.
@@ -67,6 +75,9 @@ pub(super) fn prepare() -> io::Result<PathBuf> {
 /// before, so that their pins outlive them.
 pub fn mount_bpffs() -> io::Result<()> {
     fs::create_dir_all(ROOT)?;
+    // Whoever comes at the same moment would mount a second one over it, and hide its pins.
+    let file = fs::File::create(Path::new(ROOT).with_extension("lock"))?;
+    let _lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
     if is_mounted()? {
         return Ok(());
     }

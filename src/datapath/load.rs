@@ -76,6 +76,15 @@ pub enum Error {
         /// Most of them.
         most: u32,
     },
+    /// Another process serves this network namespace.
+    #[error(
+        "the datapath of this network namespace is in the hands of {}: stop it first",
+        holder.map_or("another process".to_owned(), |pid| format!("process {pid}"))
+    )]
+    Taken {
+        /// Its number.
+        holder: Option<u32>,
+    },
     /// A driver does not do what `hook = "xdp"` asks for.
     #[error(
         "XDP can't be attached to {name} (driver {driver}): {why}; write `hook = \"auto\"` or \

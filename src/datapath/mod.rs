@@ -4,6 +4,7 @@
 //! and who writes them. Here it is loaded, told what to do, and cleaned up after.
 //!
 //! * `load`: the object → programs and maps in the kernel, pinned in `bpffs`.
+//! * `claim`: one daemon at a time.
 //! * `hooks`: which hook an interface gets, attaching and detaching; `nic`: what it can do.
 //! * `skeleton`, `record`, `maps`: what libbpf-cargo generates, its types as bytes, the maps typed.
 //! * `registry`: pools → services, backends, schedules, under lasting numbers; `routes`.
@@ -17,6 +18,7 @@
 //! Once it is attached, packets never pass through here.
 
 pub mod bpffs;
+mod claim;
 pub mod clock;
 pub mod collector;
 pub mod counters;
@@ -42,6 +44,7 @@ use std::time::Duration;
 
 use baton_ha::config::Vip;
 
+use self::claim::Claim;
 use self::clock::Clock;
 use self::collector::{Ages, Collector};
 use self::counters::Counters;
@@ -70,6 +73,8 @@ pub struct Datapath {
     /// Works by itself.
     _fragments: Fragments,
     state: Mutex<State>,
+    /// Last, so that it is let go of when everything else has ended.
+    _claim: Claim,
 }
 
 #[derive(Debug)]
@@ -114,6 +119,7 @@ impl Datapath {
         pools: &[Arc<Pool>],
         vips: &[Vip],
     ) -> Result<Self, Error> {
+        let claim = Claim::take()?;
         let loaded = Loaded::pinned(sizes)?;
         let clock = loaded.clock()?;
         let maps = Arc::new(loaded.maps()?);
@@ -135,6 +141,7 @@ impl Datapath {
             collector,
             _fragments: fragments,
             state: Mutex::new(State::new(registry, Hooks::new(hook))),
+            _claim: claim,
         };
         datapath.apply(pools, vips)?;
         Ok(datapath)
@@ -228,6 +235,7 @@ pub struct Report {
 /// Takes the datapath off every interface of this network namespace and removes its pins, and so
 /// its flows.
 pub fn unload() -> Result<(), Error> {
+    let _claim = Claim::take_or_own()?;
     let detached = hooks::detach_all();
     // Whatever could not be detached: what can go goes.
     bpffs::remove().map_err(Error::io("remove the pins"))?;

@@ -7,6 +7,7 @@ mod counters;
 mod crowd;
 mod dsr;
 mod fragments;
+mod hooks;
 mod load;
 mod modes;
 mod net;

@@ -6,7 +6,7 @@
 //! ```
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -185,6 +185,27 @@ impl Net {
         let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
         let output = command.args(args).arg("--socket").arg(self.socket()).output().unwrap();
         assert!(output.status.success(), "{args:?}: {output:?}");
+    }
+
+    /// The relay's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.relay.as_ref().expect("it runs").id()
+    }
+
+    /// Asks for other services, whatever comes of it.
+    pub(crate) fn try_reload(&self, services: &str) -> Output {
+        self.write_config(services);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
+        command.arg("reload").arg("--socket").arg(self.socket()).output().unwrap()
+    }
+
+    /// Runs another daemon in the relay's namespace until it ends by itself.
+    pub(crate) fn second_relay(&self, services: &str) -> Output {
+        let file = self.folder.path().join("second.toml");
+        let text = std::fs::read_to_string(self.write_config(services)).unwrap();
+        std::fs::write(&file, text.replace("control.sock", "second.sock")).unwrap();
+        let mut command = self.node("relay").command(env!("CARGO_BIN_EXE_baton"));
+        command.args(["run", "-c"]).arg(&file).output().unwrap()
     }
 
     /// Gives the relay other services.
