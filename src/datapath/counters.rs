@@ -48,6 +48,8 @@ const DROP_REASONS: [&str; types::drop_reason::DROP_REASONS.0 as usize] = [
     "BACKEND_FULL",
     "SOURCE_FULL",
     "ANSWER_LIMITED",
+    "ICMP_FORGED",
+    "ICMP_NO_FLOW",
 ];
 
 /// Everything that is counted, since the maps were made.

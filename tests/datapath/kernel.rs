@@ -9,7 +9,8 @@ use baton::datapath::skeleton::types;
 use baton::maglev;
 use libbpf_rs::ProgramInput;
 
-use crate::packet::Packet;
+use crate::icmp::is_icmp;
+use crate::packet::{Packet, carried};
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
@@ -26,6 +27,8 @@ pub(crate) enum Fate {
     Dropped(types::drop_reason),
     /// Sent on.
     Sent(Packet),
+    /// Sent on, an ICMP message: these bytes, without what may be around it.
+    Told(Vec<u8>),
     /// Counted under this reason, and this sent back to where it came from.
     Answered(types::drop_reason, Vec<u8>),
 }
@@ -221,7 +224,10 @@ impl Kernel {
                 Fate::Dropped(types::drop_reason(counted[0]))
             }
             REDIRECT => match counted[..] {
-                [] => Fate::Sent(Packet::read(&out)),
+                [] => match carried(&out).unwrap_or_else(|| out.clone()) {
+                    message if is_icmp(&message) => Fate::Told(message),
+                    _ => Fate::Sent(Packet::read(&out)),
+                },
                 [reason] => Fate::Answered(types::drop_reason(reason), out),
                 _ => panic!("sent, and counted as dropped under {counted:?}"),
             },

@@ -5,6 +5,7 @@ mod bad;
 mod collect;
 mod cost;
 mod encap;
+mod errors;
 mod flows;
 mod fragments;
 mod golden;

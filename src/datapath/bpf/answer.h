@@ -6,7 +6,7 @@
  *
  * Never answered, only dropped (RFC 1812 §4.3.2.7, RFC 4443 §2.4 (e), RFC 9293 §3.10.7.1): a
  * fragment that is not the first, what was sent to or from a group or all, a source that is no
- * host, a RST with a RST. ICMP errors do not get this far (icmp.h).
+ * host, a RST with a RST, an ICMP error.
  */
 #pragma once
 
@@ -122,7 +122,7 @@ static __noinline int begin_answer(void *data, void *end, struct packet *packet,
 	struct ethhdr *ethernet = data;
 	__u32 quote = packet->family == ETH_P_IP ? QUOTE_IPV4 : QUOTE_IPV6;
 
-	if ((void *)(ethernet + 1) > end || packet->fragment == FRAGMENT_LATER ||
+	if ((void *)(ethernet + 1) > end || packet->fragment == FRAGMENT_LATER || packet->quoted_l4 ||
 	    (ethernet->h_dest[0] | ethernet->h_source[0]) & 1 || is_bad_source(packet) ||
 	    is_group(packet, &packet->destination))
 		return drop(plan->reason);

@@ -28,6 +28,38 @@ static __always_inline int check_packet(struct packet *packet, struct plan *plan
 	return GO_ON;
 }
 
+/* From a client to the backend of its flow. */
+static __always_inline int plan_to_backend(struct packet *packet, const struct service *service,
+					   __u32 id, const struct flow *flow,
+					   const struct backend *backend, struct plan *plan)
+{
+	plan->mode = service->mode;
+	plan->ifindex = backend->ifindex;
+	plan->next_hop = backend->address;
+	plan->source = packet->source;
+	plan->source_port = packet->source_port;
+	plan->destination = packet->destination;
+	plan->destination_port = packet->destination_port;
+	if (service->mode == MODE_NAT) {
+		plan->source = backend->nat;
+		plan->source_port = flow->nat_port;
+	}
+	if (service->mode == MODE_NAT || service->mode == MODE_DNAT ||
+	    service->mode == MODE_DSR_NAT) {
+		plan->destination = backend->address;
+		plan->destination_port = backend->port;
+	}
+	plan->service = id;
+	plan->backend = flow->backend;
+	if (service->mode == MODE_DSR_IPIP) {
+		int verdict = plan_encapsulation(packet, backend, plan);
+
+		if (verdict != GO_ON)
+			return verdict;
+	}
+	return VERDICT_FORWARD;
+}
+
 /* From a client to a service. */
 static __always_inline int plan_inbound(struct packet *packet, struct service *service, __u32 id,
 					struct plan *plan)
@@ -47,29 +79,28 @@ static __always_inline int plan_inbound(struct packet *packet, struct service *s
 		return drop(DROP_STALE);
 	if (backend->state == BACKEND_DOWN)
 		return drop(DROP_BACKEND_DOWN);
+	return plan_to_backend(packet, service, id, &flow, backend, plan);
+}
+
+/* From a backend to the client of its flow. */
+static __always_inline int plan_to_client(const struct reply *reply, struct plan *plan)
+{
+	struct service *service;
+	__u32 service_id;
+
+	service_id = reply->service;
+	service = bpf_map_lookup_elem(&service_table, &service_id);
+	if (!service)
+		return drop(DROP_STALE);
 	plan->mode = service->mode;
-	plan->ifindex = backend->ifindex;
-	plan->next_hop = backend->address;
-	plan->source = packet->source;
-	plan->source_port = packet->source_port;
-	plan->destination = packet->destination;
-	plan->destination_port = packet->destination_port;
-	if (service->mode == MODE_NAT) {
-		plan->source = backend->nat;
-		plan->source_port = flow.nat_port;
-	}
-	if (service->mode == MODE_NAT || service->mode == MODE_DNAT ||
-	    service->mode == MODE_DSR_NAT) {
-		plan->destination = backend->address;
-		plan->destination_port = backend->port;
-	}
-	plan->service = id;
-	plan->backend = backend_id;
-	if (service->mode == MODE_DSR_IPIP) {
-		verdict = plan_encapsulation(packet, backend, plan);
-		if (verdict != GO_ON)
-			return verdict;
-	}
+	plan->ifindex = reply->ifindex ? reply->ifindex : service->ifindex;
+	plan->source = service->vip;
+	plan->source_port = service->port;
+	plan->destination = reply->client;
+	plan->destination_port = reply->port;
+	plan->service = service_id;
+	plan->backend = reply->backend;
+	plan->outbound = 1;
 	return VERDICT_FORWARD;
 }
 
@@ -77,27 +108,76 @@ static __always_inline int plan_inbound(struct packet *packet, struct service *s
 static __always_inline int plan_outbound(struct packet *packet, __u32 server, struct plan *plan)
 {
 	struct reply reply = {};
-	struct service *service;
-	__u32 service_id;
 	int verdict;
 
 	verdict = find_reply(packet, server, &reply);
 	if (verdict != GO_ON)
 		return verdict;
-	service_id = reply.service;
-	service = bpf_map_lookup_elem(&service_table, &service_id);
-	if (!service)
-		return drop(DROP_STALE);
-	plan->mode = service->mode;
-	plan->ifindex = reply.ifindex ? reply.ifindex : service->ifindex;
-	plan->source = service->vip;
-	plan->source_port = service->port;
-	plan->destination = reply.client;
-	plan->destination_port = reply.port;
-	plan->service = service_id;
-	plan->backend = reply.backend;
-	plan->outbound = 1;
-	return VERDICT_FORWARD;
+	return plan_to_client(&reply, plan);
+}
+
+/* The flow that a client's packet is of, whatever state it is in; NULL: none. */
+static __always_inline struct flow *peek_flow(const struct flow_key *key)
+{
+	struct flow *flow = bpf_map_lookup_elem(&flows, key);
+
+	return flow ? flow : bpf_map_lookup_elem(&half_flows, key);
+}
+
+/* The same of a server's packet. */
+static __always_inline struct reply *peek_reply(const struct packet *packet, __u32 server)
+{
+	struct reply_key key = {
+		.address = packet->destination,
+		.server = server,
+		.port = packet->destination_port,
+	};
+	struct reply *reply = bpf_map_lookup_elem(&replies, &key);
+	struct half_reply *half;
+
+	if (reply)
+		return reply;
+	half = bpf_map_lookup_elem(&half_replies, &key);
+	return half ? &half->reply : NULL;
+}
+
+/* An ICMP message: an error of a flow goes the way of the flow (icmp.h). */
+static __noinline int decide_icmp(void *data, void *end, __u32 size, struct packet *packet,
+				  struct plan *plan)
+{
+	int verdict = parse_error(data, end, size, packet);
+	__u32 ours = address_use(&packet->destination);
+	struct backend *backend;
+	struct service *service;
+	__u32 service_id = 0, backend_id, server;
+	struct reply *reply;
+
+	if (verdict != GO_ON)
+		return verdict;
+	service = find_service(packet, &service_id);
+	if (service && service->mode != MODE_PROXY) {
+		struct flow_key key = flow_key_of(packet, service_id);
+		struct flow *flow = peek_flow(&key);
+
+		if (!flow)
+			return drop(DROP_ICMP_NO_FLOW);
+		backend_id = flow->backend;
+		backend = bpf_map_lookup_elem(&backend_table, &backend_id);
+		if (!backend || backend->state == BACKEND_GONE)
+			return drop(DROP_STALE);
+		if (packet->ttl <= 1)
+			return drop(DROP_TTL);
+		return plan_to_backend(packet, service, service_id, flow, backend, plan);
+	}
+	server = service ? 0 : find_server(packet);
+	if (!server)
+		return VERDICT_PASS;
+	reply = peek_reply(packet, server);
+	if (!reply)
+		return ours ? drop(DROP_ICMP_NO_FLOW) : VERDICT_PASS;
+	if (packet->ttl <= 1)
+		return drop(DROP_TTL);
+	return plan_to_client(reply, plan);
 }
 
 /* A packet that a hook has sent on: only once however many hooks have looked at it. */
@@ -130,6 +210,8 @@ static __always_inline int decide_packet(void *data, void *end, __u32 size,
 
 	packet->now = now;
 	verdict = parse(data, end, size, packet);
+	if (verdict == VERDICT_PASS && !closed && is_icmp(packet))
+		return decide_icmp(data, end, size, packet, plan);
 	if (verdict != GO_ON)
 		return verdict == VERDICT_PASS ? pass_or_drop(packet, closed) : verdict;
 	/* Its ports are not to be believed: is it for an address of ours at all? */

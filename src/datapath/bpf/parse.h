@@ -6,7 +6,8 @@
  * Tagged frames are passed: they are for the VLAN's own interface, which has a hook of its own if
  * it needs one, and where they come without their tag.
  *
- * What is no IP, or IP that is neither TCP nor UDP, is `VERDICT_PASS`. What claims to be and is
+ * What is no IP, or IP that is neither TCP nor UDP, is `VERDICT_PASS`; of the latter `protocol` and
+ * `l4` are set, for icmp.h. What claims to be and is
  * broken is marked (`broken`) and not dropped here: whether it concerns us shows later, and other
  * people's broken packets are none of our business. Only what ends within its network header is
  * dropped at once: it is nobody's.
@@ -56,6 +57,9 @@ struct packet {
 	__u8 handed_over;
 	/* Bytes of TCP's header, with options. */
 	__u8 tcp_header;
+	/* Of an ICMP error: where the quoted packet's transport header is; all else but the family,
+	 * the offsets and the length is as of a packet of the flow that goes its way. */
+	__u16 quoted_l4;
 	/* Identification of the datagram that it is a fragment of. */
 	__u32 fragment_id;
 	/* The interface it came by. */
@@ -243,10 +247,13 @@ static __always_inline int parse_ipv4(void *data, void *end, struct packet *pack
 	packet->ttl = ip->ttl;
 	packet->length = bpf_ntohs(ip->tot_len);
 	packet->fragment_id = bpf_ntohs(ip->id);
-	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
-		return VERDICT_PASS;
 	header = ip->ihl * 4;
 	packet->l4 = packet->l3 + header;
+	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP) {
+		if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET))
+			packet->l4 = 0;
+		return VERDICT_PASS;
+	}
 	if (ip->version != 4 || header < sizeof(*ip))
 		return broken(packet, DROP_BAD_HEADER);
 	if (header > wire)
@@ -299,8 +306,11 @@ static __always_inline int parse_ipv6(void *data, void *end, struct packet *pack
 
 		if (next == IPPROTO_TCP || next == IPPROTO_UDP)
 			break;
-		if (!is_extension(next))
+		if (!is_extension(next)) {
+			packet->protocol = next;
+			packet->l4 = offset;
 			return VERDICT_PASS;
+		}
 		if ((void *)(extension + 1) > end)
 			return broken(packet, DROP_TRUNCATED);
 		/* It has not come to where it goes to; its checksum is over another address. */

@@ -56,9 +56,12 @@ static __always_inline int tc_forward(struct __sk_buff *skb, struct packet *pack
 		}
 		return bpf_redirect_neigh(plan->ifindex, NULL, 0, 0);
 	}
-	if (rewrite_headers((void *)(long)skb->data, (void *)(long)skb->data_end, packet, plan,
-			    &change) ||
-	    tc_checksum(skb, packet, &change)) {
+	if (packet->quoted_l4 ? rewrite_error((void *)(long)skb->data,
+					      (void *)(long)skb->data_end, packet, plan)
+			      : rewrite_headers((void *)(long)skb->data,
+						(void *)(long)skb->data_end, packet, plan,
+						&change) ||
+					tc_checksum(skb, packet, &change)) {
 		drop(DROP_REWRITE);
 		return TC_ACT_SHOT;
 	}

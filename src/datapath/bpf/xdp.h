@@ -71,8 +71,9 @@ static __always_inline int xdp_forward(struct xdp_md *xdp, struct packet *packet
 	}
 	if ((void *)(ethernet + 1) > end ||
 	    (plan->mode != MODE_DSR_L2 &&
-	     (rewrite_headers(data, end, packet, plan, &change) ||
-	      xdp_checksum(data, end, packet, &change)))) {
+	     (packet->quoted_l4 ? rewrite_error(data, end, packet, plan)
+				: rewrite_headers(data, end, packet, plan, &change) ||
+					  xdp_checksum(data, end, packet, &change)))) {
 		drop(DROP_REWRITE);
 		return XDP_DROP;
 	}
