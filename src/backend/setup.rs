@@ -305,15 +305,17 @@ fn program_script(
                 "# Where eBPF is not to be had, nftables can do it (with its connection tracking):"
             )?;
             writeln!(out, "#   nft -f - <<'END'")?;
-            writeln!(out, "#   table {ip} baton-{} {{", service.name)?;
-            writeln!(out, "#     chain in {{ type filter hook prerouting priority mangle;")?;
+            // Of nft's names.
+            let table = service.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+            writeln!(out, "#   table {ip} baton_{table} {{")?;
+            writeln!(out, "#     chain arriving {{ type filter hook prerouting priority mangle;")?;
             writeln!(
                 out,
                 "#       {ip} daddr {} {protocol} dport {} {ip} dscp 3 ct mark set 0xba70; }}",
                 server.ip(),
                 server.port()
             )?;
-            writeln!(out, "#     chain out {{ type filter hook postrouting priority 300;")?;
+            writeln!(out, "#     chain leaving {{ type filter hook postrouting priority 300;")?;
             writeln!(
                 out,
                 "#       ct mark 0xba70 {ip} saddr {} {protocol} sport {} {ip} saddr set {vip} {protocol} sport set {port}; }}",

@@ -245,6 +245,38 @@ fn the_script_can_be_run() {
     carries(&net, ["10.77.0.10", "fd77::10"]);
 }
 
+/// b1 with the printed nftables rules instead of the program, b2 with a network that clears marks.
+#[test]
+fn rewritten_without_the_program_or_the_mark() {
+    let mut net = Net::new();
+    for (node, host) in BACKENDS.into_iter().zip([11, 12]) {
+        serve(&net.node(node), node, &format!("10.78.0.{host}:8080"));
+        serve(&net.node(node), node, &format!("[fd78::{host}]:8080"));
+    }
+    net.start_relay(&services(
+        "nat",
+        ["10.78.0.11:8080", "10.78.0.12:8080"],
+        ["[fd78::11]:8080", "[fd78::12]:8080"],
+    ));
+    let bleach = "table inet bleach {\nchain arriving {\ntype filter hook prerouting priority -300\n\
+                  ip dscp set 0\nip6 dscp set 0\n}\n}\n";
+    for service in SERVICES {
+        let script = setup(&net, "relay", service, &["--backend", "b1"]);
+        let script = script["backends"][0]["script"].as_str().unwrap();
+        let rules = script.split_once("<<'END'\n").unwrap().1.split_once("#   END").unwrap().0;
+        let rules: String =
+            rules.lines().map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
+        let output = net.node("b1").command("nft").arg(&rules).output().unwrap();
+        assert!(output.status.success(), "{rules}{output:?}");
+        setup(&net, "b2", service, &["--apply", "--all-flows"]);
+    }
+    let output = net.node("b2").command("nft").arg(bleach).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    carries(&net, ["10.77.0.10", "fd77::10"]);
+    // A check of the server itself still works where marks are looked at.
+    assert_eq!(connect(&net.node("relay"), "10.78.0.11:8080", PATIENCE).unwrap().backend, "b1");
+}
+
 #[test]
 fn what_cannot_be_set_up_is_said() {
     let net = Net::new();
