@@ -64,6 +64,16 @@ pub fn other_layouts() -> io::Result<Vec<PathBuf>> {
     }
 }
 
+/// The layout that a folder of pins is of; `None` for what is none.
+pub(super) fn layout_of(folder: &Path) -> Option<u32> {
+    folder.file_name()?.to_str()?.strip_prefix("layout-")?.parse().ok()
+}
+
+/// Removes the pins of one layout.
+pub(super) fn remove_layout(folder: &Path) -> io::Result<()> {
+    fs::remove_dir_all(folder)
+}
+
 /// Makes the folder of this network namespace's pins.
 pub(super) fn prepare() -> io::Result<PathBuf> {
     let folder = folder()?;

@@ -20,9 +20,12 @@ use super::load::{Error, Loaded, quiet};
 use super::nic::{self, Nic};
 
 /// Our filter among those of an interface: by this handle and priority it is found again, and
-/// replaced in one step, whoever attached it.
+/// replaced in one step, whoever attached it. Each layout has a priority of its own, the newest comes
+/// first: an older version's flows are left to its filter behind ours.
 const TC_HANDLE: u32 = 0xba70;
 const TC_PRIORITY: u32 = 0xba70;
+/// Layouts that are looked for, newer ones too.
+const LAYOUTS: std::ops::Range<u32> = 1..bpffs::LAYOUT + 16;
 
 /// What the configuration asks for: `[datapath] hook`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -265,13 +268,12 @@ fn refusal(error: &io::Error) -> String {
 
 /// What has our programs in this network namespace: TC's filter, and XDP's link over it.
 pub(super) fn attached() -> Result<BTreeMap<u32, Hook>, Error> {
-    let interfaces = nix::net::if_::if_nameindex()
-        .map_err(|error| Error::io("list the interfaces")(error.into()))?;
+    let interfaces = nic::all().map_err(Error::io("list the interfaces"))?;
     let mut found = BTreeMap::new();
-    for ifindex in interfaces.iter().map(|interface| interface.index()) {
+    for ifindex in interfaces {
         if has_xdp(ifindex) {
             found.insert(ifindex, Hook::Xdp);
-        } else if has_tc(ifindex) {
+        } else if layouts(ifindex).next().is_some() {
             found.insert(ifindex, Hook::Tc);
         }
     }
@@ -283,7 +285,8 @@ pub(super) fn detach_all() -> Result<(), Error> {
     let mut failed = None;
     for (ifindex, hook) in attached()? {
         let xdp = detach_xdp(ifindex);
-        let tc = if has_tc(ifindex) { detach_tc(ifindex) } else { Ok(()) };
+        let tc = layouts(ifindex).map(|layout| detach_layout(ifindex, layout));
+        let tc = tc.fold(Ok(()), Result::and);
         match xdp.and(tc) {
             Ok(()) => tracing::info!(interface = nic::name(ifindex), ?hook, "datapath detached"),
             Err(error) => failed = failed.or(Some(error)),
@@ -297,30 +300,46 @@ pub(super) fn detach_all() -> Result<(), Error> {
 /// Attaches the TC hook, in the place of the one that is there, if any.
 fn attach_tc(loaded: &Loaded, ifindex: u32) -> Result<(), Error> {
     let failed = || Error::bpf(format!("attach to interface {}", nic::name(ifindex)));
-    let mut hook = tc_hook(loaded.tc().as_fd(), ifindex);
+    let mut hook = tc_hook(loaded.tc().as_fd(), ifindex, bpffs::LAYOUT);
     hook.create().map_err(failed())?;
     hook.attach().map(drop).map_err(failed())
 }
 
 /// Takes our TC filter off an interface; other filters stay.
 pub fn detach_tc(ifindex: u32) -> Result<(), Error> {
+    detach_layout(ifindex, bpffs::LAYOUT)
+}
+
+/// The same of the filter of any layout.
+pub(super) fn detach_layout(ifindex: u32, layout: u32) -> Result<(), Error> {
     let failed = Error::bpf(format!("detach from interface {}", nic::name(ifindex)));
-    bare_hook(ifindex).detach().map_err(failed)
+    bare_hook(ifindex, layout).detach().map_err(failed)
+}
+
+/// The layouts whose TC filters the interface has.
+fn layouts(ifindex: u32) -> impl Iterator<Item = u32> {
+    LAYOUTS.filter(move |&layout| has_layout(ifindex, layout))
 }
 
 fn has_tc(ifindex: u32) -> bool {
-    bare_hook(ifindex).query().is_ok()
+    has_layout(ifindex, bpffs::LAYOUT)
 }
 
-fn bare_hook(ifindex: u32) -> TcHook {
+/// Whether the interface has the TC filter of a layout.
+pub(super) fn has_layout(ifindex: u32, layout: u32) -> bool {
+    bare_hook(ifindex, layout).query().is_ok()
+}
+
+fn bare_hook(ifindex: u32, layout: u32) -> TcHook {
     quiet();
     // The descriptor matters to attaching alone; any will do.
-    tc_hook(io::stdin().as_fd(), ifindex)
+    tc_hook(io::stdin().as_fd(), ifindex, layout)
 }
 
-fn tc_hook(program: BorrowedFd<'_>, ifindex: u32) -> TcHook {
+fn tc_hook(program: BorrowedFd<'_>, ifindex: u32, layout: u32) -> TcHook {
     let mut builder = TcHookBuilder::new(program);
-    builder.ifindex(ifindex as i32).replace(true).handle(TC_HANDLE).priority(TC_PRIORITY);
+    let priority = TC_PRIORITY - layout;
+    builder.ifindex(ifindex as i32).replace(true).handle(TC_HANDLE).priority(priority);
     builder.hook(TC_INGRESS)
 }
 

@@ -140,10 +140,6 @@ impl Loaded {
             bpffs::remove().map_err(Error::io("remove pins that nothing uses"))?;
         }
         let folder = bpffs::prepare().map_err(Error::io("make a folder for the pins"))?;
-        let others = bpffs::other_layouts().map_err(Error::io("look for pins"))?;
-        if let Some(other) = others.first() {
-            return Err(Error::OtherLayout(other.display().to_string()));
-        }
         let mut open = open(sizes)?;
         for (name, size) in [
             ("flows", Some(sizes.flows)),

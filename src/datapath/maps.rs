@@ -131,6 +131,8 @@ pub struct Maps {
     pub sources: Table<types::source_key, u32>,
     /// Element 0: what the collector is to look at.
     pub sweep: Table<u32, types::sweep>,
+    /// Interfaces that have an older version's filter too.
+    pub draining: Table<u32, u32>,
     /// Interface → what XDP frames that go out of it need.
     pub legs: Table<u32, types::leg>,
     /// Routes for XDP, by the longest prefix.
@@ -160,6 +162,7 @@ impl Maps {
             backend_live: Table::new(&maps.backend_live)?,
             sources: Table::new(&maps.sources)?,
             sweep: Table::new(&maps.sweep)?,
+            draining: Table::new(&maps.draining)?,
             legs: Table::new(&maps.legs)?,
             ways: Table::new(&maps.ways)?,
             neighbours: Table::new(&maps.neighbours)?,

@@ -4,7 +4,7 @@
 //! and who writes them. Here it is loaded, told what to do, and cleaned up after.
 //!
 //! * `load`: the object → programs and maps in the kernel, pinned in `bpffs`.
-//! * `claim`: one daemon at a time.
+//! * `claim`: one daemon at a time. `drain`: the flows of an older version.
 //! * `hooks`: which hook an interface gets, attaching and detaching; `nic`: what it can do.
 //! * `skeleton`, `record`, `maps`: what libbpf-cargo generates, its types as bytes, the maps typed.
 //! * `registry`: pools → services, backends, schedules, under lasting numbers; `routes`.
@@ -22,6 +22,7 @@ mod claim;
 pub mod clock;
 pub mod collector;
 pub mod counters;
+mod drain;
 mod fragments;
 pub mod gate;
 pub mod hooks;
@@ -48,6 +49,7 @@ use self::claim::Claim;
 use self::clock::Clock;
 use self::collector::{Ages, Collector};
 use self::counters::Counters;
+use self::drain::Drain;
 use self::fragments::Fragments;
 use self::gate::Gate;
 use self::hooks::{Choice, Chosen, Hooks};
@@ -68,6 +70,8 @@ pub struct Datapath {
     loaded: Loaded,
     maps: Arc<Maps>,
     gate: Gate,
+    /// Of older versions whose flows are drained.
+    old_gates: Vec<Arc<Gate>>,
     clock: Clock,
     collector: Collector,
     /// Works by itself.
@@ -85,11 +89,12 @@ struct State {
     interfaces: BTreeSet<u32>,
     /// While XDP is attached anywhere.
     mirror: Option<Mirror>,
+    drain: Drain,
 }
 
 impl State {
-    fn new(registry: Registry, hooks: Hooks) -> Self {
-        Self { registry, hooks, interfaces: BTreeSet::new(), mirror: None }
+    fn new(registry: Registry, hooks: Hooks, drain: Drain) -> Self {
+        Self { registry, hooks, interfaces: BTreeSet::new(), mirror: None, drain }
     }
 
     /// Has routes and neighbours followed as long as XDP needs them.
@@ -121,6 +126,7 @@ impl Datapath {
     ) -> Result<Self, Error> {
         let claim = Claim::take()?;
         let loaded = Loaded::pinned(sizes)?;
+        let drain = Drain::find()?;
         let clock = loaded.clock()?;
         let maps = Arc::new(loaded.maps()?);
         let registry = Registry::read(Arc::clone(&maps), clock)
@@ -135,12 +141,13 @@ impl Datapath {
             .map_err(Error::io("start the thread that holds fragments"))?;
         let datapath = Self {
             gate: loaded.gate()?,
+            old_gates: drain.gates(),
             loaded,
             maps,
             clock,
             collector,
             _fragments: fragments,
-            state: Mutex::new(State::new(registry, Hooks::new(hook))),
+            state: Mutex::new(State::new(registry, Hooks::new(hook), drain)),
             _claim: claim,
         };
         datapath.apply(pools, vips)?;
@@ -157,6 +164,7 @@ impl Datapath {
             state.hooks.attach(&self.loaded, ifindex)?;
         }
         state.follow_ways(&self.maps)?;
+        state.drain.apply(&self.maps)?;
         if applied.gone {
             self.collector.look_at_all();
         }
@@ -173,13 +181,16 @@ impl Datapath {
 
     /// Opens the gate for [`LEASE`] from now on. To be called often enough while Active.
     pub fn renew_lease(&self) -> Result<(), Error> {
-        self.gate.open_until(self.loaded.jiffies()? + self.clock.jiffies(LEASE));
+        let until = self.loaded.jiffies()? + self.clock.jiffies(LEASE);
+        self.gate.open_until(until);
+        self.old_gates.iter().for_each(|gate| gate.open_until(until));
         Ok(())
     }
 
     /// Closes the gate.
     pub fn end_lease(&self) {
         self.gate.close();
+        self.old_gates.iter().for_each(|gate| gate.close());
     }
 
     /// What it does at this moment. Tens of system calls and more: not for every packet.

@@ -63,6 +63,12 @@ impl Nic {
     }
 }
 
+/// The interfaces of this thread's network namespace.
+pub(super) fn all() -> io::Result<Vec<u32>> {
+    let all = nix::net::if_::if_nameindex()?;
+    Ok(all.iter().map(|interface| interface.index()).collect())
+}
+
 /// The name of an interface, or its number once it is gone.
 pub(super) fn name(ifindex: u32) -> String {
     match nix::net::if_::if_indextoname(ifindex) {

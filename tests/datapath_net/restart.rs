@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use baton::datapath::bpffs::LAYOUT;
 use libbpf_rs::{MapCore as _, MapHandle};
 use nix::sys::signal::Signal;
 
@@ -95,4 +96,78 @@ fn pins_that_nothing_uses_are_not_taken_over() {
     assert_eq!(flows(&net), 0);
     connect(&client, VIP, PATIENCE).unwrap().echo(10);
     drop(session);
+}
+
+/// What the daemon left, made into an older layout's: its pins, and its filters at their place.
+fn age(net: &Net) {
+    let relay = net.node("relay");
+    let pins = net.pins();
+    std::fs::rename(&pins, pins.with_file_name(format!("layout-{}", LAYOUT - 1))).unwrap();
+    let tc = |args: &str| {
+        let output = relay.command("tc").args(args.split_whitespace()).output().unwrap();
+        assert!(output.status.success(), "{args}: {output:?}");
+        output.stdout
+    };
+    for interface in ["front", "back"] {
+        let shown = tc(&format!("-j filter show dev {interface} ingress"));
+        let shown: serde_json::Value = serde_json::from_slice(&shown).unwrap();
+        let filters = shown.as_array().unwrap();
+        let program = filters.iter().find_map(|filter| filter["options"]["prog"]["id"].as_u64());
+        let pin = pins.with_file_name(format!("test-{interface}"));
+        let pinned = std::process::Command::new("bpftool")
+            .args(["prog", "pin", "id", &program.unwrap().to_string()])
+            .arg(&pin)
+            .output()
+            .unwrap();
+        assert!(pinned.status.success(), "{pinned:?}");
+        let (old, new) = (0xba70 - LAYOUT + 1, 0xba70 - LAYOUT);
+        tc(&format!(
+            "filter add dev {interface} ingress pref {old} handle 0xba70 bpf da pinned {}",
+            pin.display()
+        ));
+        tc(&format!("filter del dev {interface} ingress pref {new}"));
+        std::fs::remove_file(pin).unwrap();
+    }
+}
+
+#[test]
+fn an_upgrade_leaves_old_flows_to_the_old_programs() {
+    let mut net = net();
+    let client = net.node("client");
+    let mut old: Vec<_> = (0..3).map(|_| connect(&client, VIP, PATIENCE).unwrap()).collect();
+    net.end_relay(Signal::SIGKILL);
+    age(&net);
+    net.start_relay(&web());
+    assert!(net.log().contains("flows of an older version"), "{}", net.log());
+    let mut new = connect(&client, VIP, PATIENCE).unwrap();
+    let flows = MapHandle::from_pinned_path(net.pins().join("flows")).unwrap();
+    assert_eq!(flows.keys().count(), 1, "the new one alone is in the new table");
+    // Longer than any gate stays open by itself.
+    std::thread::sleep(Duration::from_millis(1500));
+    for session in old.iter_mut().chain([&mut new]) {
+        session.echo(100_000);
+    }
+
+    net.end_relay(Signal::SIGTERM);
+    net.unload();
+    assert!(!net.pins().parent().unwrap().exists());
+    for interface in ["front", "back"] {
+        let mut tc = net.node("relay").command("tc");
+        let output = tc.args(["filter", "show", "dev", interface, "ingress"]).output().unwrap();
+        assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn a_newer_versions_tables_are_not_touched() {
+    let mut net = net();
+    net.end_relay(Signal::SIGKILL);
+    let pins = net.pins();
+    let newer = pins.with_file_name(format!("layout-{}", LAYOUT + 1));
+    std::fs::rename(&pins, &newer).unwrap();
+    let output = net.second_relay(&web());
+    assert!(!output.status.success());
+    let why = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(why.contains("another version of baton") && why.contains("`baton unload`"), "{why}");
+    assert!(newer.join("flows").exists());
 }

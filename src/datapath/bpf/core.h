@@ -242,7 +242,7 @@ static __always_inline int decide_packet(void *data, void *end, __u32 size,
 			       : verdict;
 	/* Nobody sends to a NAT address but servers, and servers only to ports of flows. */
 	if (address_use(&packet->destination))
-		return drop(DROP_REPLY_NO_FLOW);
+		return drop_or_drain(packet, DROP_REPLY_NO_FLOW);
 	return VERDICT_PASS;
 }
 

@@ -19,6 +19,7 @@
 
 #include "bounds.h"
 #include "counters.h"
+#include "drain.h"
 #include "events.h"
 #include "hash.h"
 #include "lifetimes.h"
@@ -205,7 +206,7 @@ static __noinline int open_flow(struct packet *packet, const struct flow_key *ke
 
 	/* Not the beginning of one: nobody knows where it belongs. */
 	if (packet->protocol == IPPROTO_TCP && !is_syn(packet))
-		return drop(DROP_NO_FLOW);
+		return drop_or_drain(packet, DROP_NO_FLOW);
 	verdict = check_limits(key, service);
 	if (verdict != GO_ON)
 		return verdict;
