@@ -6,6 +6,7 @@ mod bulk;
 mod counters;
 mod crowd;
 mod dsr;
+mod dante;
 mod fragments;
 mod hooks;
 mod load;

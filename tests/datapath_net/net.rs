@@ -290,6 +290,18 @@ impl Net {
         counters["drops"].take()
     }
 
+    /// Does something while the relay is cut off from both networks.
+    pub(crate) fn without_the_relay(&self, work: impl FnOnce()) {
+        let set = |state: &str| {
+            for port in ["relay-front", "relay-back"] {
+                self.node("switch").ip(&format!("link set {port} {state}")).unwrap();
+            }
+        };
+        set("down");
+        work();
+        set("up");
+    }
+
     /// Opens the gate of a relay whose daemon has gone, for good.
     pub(crate) fn open_gate(&self) {
         let map = MapHandle::from_pinned_path(self.pins().join("gate")).unwrap();
