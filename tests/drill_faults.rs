@@ -247,9 +247,11 @@ fn a_backend_that_hangs_is_left_out_after_the_check() {
 #[test]
 fn what_cannot_be_drilled_is_a_usage_error_that_says_why() {
     for (arguments, why) in [
-        (&["drill", "kill", "--mode", "dsr"][..], "until flows are replicated"),
-        (&["drill", "kill", "--mode", "passthrough"], "until flows are replicated"),
-        (&["drill", "takeover", "--relays", "keepalived"], "keepalived has no command"),
+        (&["drill", "takeover", "--relays", "keepalived"][..], "keepalived has no command"),
+        (
+            &["drill", "kill", "--mode", "dsr", "--relays", "keepalived"],
+            "keepalived forwards by nftables",
+        ),
         (&["drill", "kill", "--advert-interval", "15ms"], "multiple of 10ms"),
         (&["drill", "flood"], "power-off"),
     ] {

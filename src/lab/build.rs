@@ -11,10 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::netns::{Netns, run};
 use super::process::{self, Daemon, Lifetime, Process, Started};
-use super::topology::{ECHO_PORT, HTTP_PORT, Node, Role, SOCKS_PORT, Segment, Topology, VIP_FRONT};
+use super::topology::{
+    ECHO_PORT, HTTP_PORT, Node, Role, SOCKS_PORT, Segment, Topology, VIP_FRONT, VIP_FRONT6,
+};
 use super::{
-    Doing, LabError, LabOptions, STATE, Servers, Software, check_name, check_root, drill, files,
-    wiring,
+    Doing, LabError, LabOptions, Mode, STATE, Servers, Software, check_name, check_root, drill,
+    files, wiring,
 };
 use crate::datapath::bpffs;
 
@@ -84,6 +86,7 @@ impl Lab {
         self.record(false)?;
         say("wiring client, switch, relays and backends as network namespaces");
         wiring::build(&self.topology).doing("building the namespaces")?;
+        self.prepare_mode()?;
         match self.options.servers {
             Servers::All => say("starting echo, web (nginx) and SOCKS (danted) servers"),
             Servers::Echo => say("starting the echo servers"),
@@ -105,6 +108,22 @@ impl Lab {
             self.prepare_relay(index, node)?;
         }
         self.record(false)
+    }
+
+    /// What forwarding in the kernel needs besides the relays' configuration.
+    fn prepare_mode(&self) -> Result<(), LabError> {
+        if self.options.mode != Mode::Proxy {
+            // In here, so that pins outlive the mount namespaces of the daemons.
+            bpffs::mount_bpffs().doing("mounting a bpffs")?;
+        }
+        if self.options.mode == Mode::Dsr {
+            for backend in self.nodes(Role::Backend) {
+                let netns = self.netns(&backend.name);
+                netns.sysctl(files::DSR_SYSCTLS).doing("kernel parameters of a backend")?;
+                netns.ip_batch(&files::dsr_addresses()).doing("giving a backend the VIP")?;
+            }
+        }
+        Ok(())
     }
 
     fn nodes(&self, role: Role) -> Vec<Node> {
@@ -144,14 +163,22 @@ impl Lab {
     }
 
     fn start_danted(&mut self, node: &Node) -> Result<(), LabError> {
-        let conf = self.write(&format!("{}-danted.conf", node.name), &files::danted(node))?;
+        let conf = self.write(
+            &format!("{}-danted.conf", node.name),
+            &files::danted(node, self.options.mode),
+        )?;
         self.start(&node.name, &Daemon::new("danted", "danted", ["-f", &conf]))
     }
 
     /// Starts the echo server of a backend.
     pub fn start_echo(&mut self, node: &str) -> Result<(), LabError> {
         let port = ECHO_PORT.to_string();
-        let args = ["lab", "serve-echo", "--port", &port];
+        let mut args = vec!["lab".to_owned(), "serve-echo".into(), "--port".into(), port];
+        if self.options.mode == Mode::Dsr {
+            for vip in [VIP_FRONT.to_string(), VIP_FRONT6.to_string()] {
+                args.extend(["--also".to_owned(), vip]);
+            }
+        }
         self.start(node, &Daemon::new("echo", self.options.binary.clone(), args))
     }
 
@@ -184,7 +211,8 @@ impl Lab {
         let name = &node.name;
         match self.options.software {
             Software::Baton => {
-                let text = files::baton(&self.topology, index, interval, &self.dir);
+                let text =
+                    files::baton(&self.topology, index, interval, self.options.mode, &self.dir);
                 self.write(&format!("{name}.toml"), &text)?;
             }
             Software::Keepalived => {

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
 use super::bench::{self, BenchOptions, Suite};
 use super::drill::{self, DrillOptions, fault::Fault};
 use super::process::Lifetime;
 use super::topology::{Links, VIP_FRONT};
-use super::{LabOptions, LabStatus, Servers, Software, Up};
+use super::{LabOptions, LabStatus, Mode, Servers, Software, Up};
 
 /// The lab that commands mean unless told otherwise.
 pub const DEFAULT_NAME: &str = "baton";
@@ -39,6 +39,9 @@ pub enum LabCommand {
         #[arg(long, value_name = "N", default_value_t = 2,
               value_parser = clap::value_parser!(u8).range(1..=8))]
         relays: u8,
+        /// How the relays forward.
+        #[arg(long, value_enum, default_value_t = Mode::Proxy)]
+        mode: Mode,
         /// How often the Active advertises, such as 100ms or 1s (a multiple of 10ms).
         #[arg(long, value_name = "D", default_value = "100ms", value_parser = interval)]
         advert_interval: Duration,
@@ -124,6 +127,10 @@ pub enum LabCommand {
         /// TCP and UDP port.
         #[arg(long)]
         port: u16,
+        /// Answer datagrams to this address from it too, though it is not that of an interface
+        /// towards the client.
+        #[arg(long)]
+        also: Vec<std::net::IpAddr>,
     },
 }
 
@@ -142,16 +149,19 @@ impl LabCommand {
     /// What [`super::LabError`] says.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Up { name, relays, advert_interval, software, binary } => up(&LabOptions {
-                name: name.name,
-                relays: relays.into(),
-                links: Links::Two,
-                binary: program(binary)?,
-                software,
-                servers: Servers::All,
-                advert_interval,
-                lifetime: Lifetime::Detached,
-            })?,
+            Self::Up { name, relays, mode, advert_interval, software, binary } => {
+                up(&LabOptions {
+                    name: name.name,
+                    relays: relays.into(),
+                    links: Links::Two,
+                    binary: program(binary)?,
+                    software,
+                    mode,
+                    servers: Servers::All,
+                    advert_interval,
+                    lifetime: Lifetime::Detached,
+                })?
+            }
             Self::Down { all: true, .. } => return Ok(down_all()),
             Self::Down { name, all: false } => match super::down(&name.name)? {
                 true => eprintln!("lab '{}' is gone", name.name),
@@ -178,7 +188,7 @@ impl LabCommand {
                 let options = BenchOptions { suites, seconds, runs, flows, congestion, binary };
                 return bench(&options, json, &report, document.as_deref());
             }
-            Self::ServeEcho { port } => super::echo::serve(port)?,
+            Self::ServeEcho { port, also } => super::echo::serve(port, &also)?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -352,8 +362,8 @@ pub struct DrillArgs {
     #[arg(value_enum)]
     fault: Fault,
     /// How the relays forward.
-    #[arg(long, value_enum, default_value_t = DrillMode::Proxy)]
-    mode: DrillMode,
+    #[arg(long, value_enum, default_value_t = Mode::Proxy)]
+    mode: Mode,
     /// How often the Active advertises, such as 10ms, 100ms or 1s (a multiple of 10ms).
     #[arg(long, value_name = "D", default_value = "100ms", value_parser = interval)]
     advert_interval: Duration,
@@ -375,23 +385,12 @@ pub struct DrillArgs {
     /// What runs on the relays.
     #[arg(long, value_enum, default_value_t = Software::Baton)]
     relays: Software,
-    /// Where the report goes; reports/drill-FAULT-RELAYS-INTERVAL.json unless given.
+    /// Where the report goes; reports/drill-FAULT-RELAYS[-MODE]-INTERVAL.json unless given.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// The baton program that the lab runs; this one unless given.
     #[arg(long, value_name = "FILE", hide = true)]
     binary: Option<PathBuf>,
-}
-
-/// How the relays of a drill forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DrillMode {
-    /// Connections are terminated on the relay.
-    Proxy,
-    /// Packets are rewritten in the kernel (not in drills yet).
-    Passthrough,
-    /// Replies go straight to the client (not in drills yet).
-    Dsr,
 }
 
 impl DrillArgs {
@@ -407,6 +406,7 @@ impl DrillArgs {
         let options = DrillOptions {
             fault: self.fault,
             software: self.relays,
+            mode: self.mode,
             advert_interval: self.advert_interval,
             rate: self.rate,
             connections: self.connections as usize,
@@ -426,11 +426,8 @@ impl DrillArgs {
     }
 
     fn impossible(&self) -> Option<String> {
-        if let DrillMode::Passthrough | DrillMode::Dsr = self.mode {
-            return Some(
-                "drills know the proxy mode only, until flows are replicated: write --mode proxy"
-                    .into(),
-            );
+        if self.relays == Software::Keepalived && self.mode != Mode::Proxy {
+            return Some("keepalived forwards by nftables: leave --mode out".into());
         }
         if self.relays == Software::Keepalived && self.fault.is_command() {
             let fault = self.fault.name();
@@ -460,7 +457,10 @@ impl DrillArgs {
     }
 
     fn default_report(&self) -> PathBuf {
-        let relays = name_of(self.relays).to_lowercase();
+        let relays = match self.mode {
+            Mode::Proxy => name_of(self.relays).to_lowercase(),
+            mode => format!("{}-{}", name_of(self.relays).to_lowercase(), mode.name()),
+        };
         let interval = self.advert_interval.as_millis();
         PathBuf::from(format!("reports/drill-{}-{relays}-{interval}ms.json", self.fault.name()))
     }

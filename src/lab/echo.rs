@@ -1,7 +1,7 @@
 //! The echo server of the backends, TCP and UDP on one port: what canary traffic talks to.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,28 +16,33 @@ const BACKLOG: i32 = 4096;
 /// A failed accept (no descriptors left) is tried again after this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until the process ends; every address of both families.
+/// Serves until the process ends; every address of both families. Datagrams to an address of
+/// `also` are answered from it; others from the address that leads to the client.
 ///
 /// # Errors
-/// The port is taken.
-pub fn serve(port: u16) -> io::Result<()> {
+/// The port is taken, or an address is not here.
+pub fn serve(port: u16, also: &[IpAddr]) -> io::Result<()> {
+    let any = IpAddr::from(Ipv6Addr::UNSPECIFIED);
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let tcp = TcpListener::from_std(bind(port, Type::STREAM)?.into())?;
-        let udp = UdpSocket::from_std(bind(port, Type::DGRAM)?.into())?;
-        tokio::join!(serve_tcp(tcp), serve_udp(udp));
+        for address in also.iter().chain([&any]) {
+            let udp = bind(SocketAddr::new(*address, port), Type::DGRAM)?;
+            tokio::spawn(serve_udp(UdpSocket::from_std(udp.into())?));
+        }
+        let tcp = bind(SocketAddr::new(any, port), Type::STREAM)?;
+        serve_tcp(TcpListener::from_std(tcp.into())?).await;
         Ok(())
     })
 }
 
-fn bind(port: u16, kind: Type) -> io::Result<Socket> {
+fn bind(address: SocketAddr, kind: Type) -> io::Result<Socket> {
     let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
-    let socket = Socket::new(Domain::IPV6, kind, Some(protocol))?;
-    socket.set_only_v6(false)?;
-    socket.set_nonblocking(true)?;
-    if kind == Type::STREAM {
-        socket.set_reuse_address(true)?;
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
     }
-    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
     if kind == Type::STREAM {
         socket.listen(BACKLOG)?;
     }

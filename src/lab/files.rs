@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use super::Mode;
 use super::process::socket;
 use super::topology::{
     ECHO_PORT, GATEWAY, HTTP_PORT, Node, Role, SOCKS_PORT, Segment, Topology, VIP_BACK, VIP_FRONT,
@@ -22,13 +23,17 @@ pub(super) fn priority(relay: usize) -> u8 {
 }
 
 /// `danted.conf` of a backend (Debian's dante-server 1.4).
-pub(super) fn danted(backend: &Node) -> String {
+pub(super) fn danted(backend: &Node, mode: Mode) -> String {
     let address = backend.links[0].v4;
+    let vip = match mode {
+        Mode::Dsr => format!("internal: {VIP_FRONT} port = {SOCKS_PORT}\n"),
+        Mode::Proxy | Mode::Passthrough => String::new(),
+    };
     format!(
         "\
 logoutput: stderr
 internal: {address} port = {SOCKS_PORT}
-external: {interface}
+{vip}external: {interface}
 clientmethod: none
 socksmethod: none
 user.privileged: root
@@ -149,8 +154,23 @@ pub(super) const KEEPALIVED_SYSCTLS: &[(&str, &str)] = &[
     ("net.netfilter.nf_conntrack_tcp_be_liberal", "1"),
 ];
 
+/// Kernel parameters of a backend that has the VIP for itself: it is not to be heard of there.
+pub(super) const DSR_SYSCTLS: &[(&str, &str)] =
+    &[("net.ipv4.conf.all.arp_ignore", "1"), ("net.ipv4.conf.all.arp_announce", "2")];
+
+/// The VIPs of such a backend.
+pub(super) fn dsr_addresses() -> String {
+    format!("addr add {VIP_FRONT}/32 dev lo\naddr add {VIP_FRONT6}/128 dev lo nodad\n")
+}
+
 /// The relay's file for `baton run`.
-pub(super) fn baton(topology: &Topology, index: usize, interval: Duration, dir: &Path) -> String {
+pub(super) fn baton(
+    topology: &Topology,
+    index: usize,
+    interval: Duration,
+    mode: Mode,
+    dir: &Path,
+) -> String {
     let relay = topology.role(Role::Relay).nth(index).expect("the caller counts the relays");
     let (name, control) = (&relay.name, socket(dir, &relay.name));
     let mut peers = String::new();
@@ -230,7 +250,7 @@ fall = 2
         target = Segment::Back.v4(GATEWAY),
     );
     for service in SERVICES {
-        text += &service.describe(topology);
+        text += &service.describe(topology, mode);
     }
     text
 }
@@ -265,8 +285,14 @@ impl LabService {
         Self { name, vip, protocol, port, scheduler, check }
     }
 
-    fn describe(&self, topology: &Topology) -> String {
+    fn describe(&self, topology: &Topology, mode: Mode) -> String {
         let Self { name, vip, protocol, port, scheduler, check } = self;
+        // In turn, or what comes near it in the kernel on every node alike.
+        let scheduler = match (mode, *scheduler) {
+            (Mode::Passthrough | Mode::Dsr, "round-robin") => "maglev",
+            (_, scheduler) => scheduler,
+        };
+        let mode = mode.name();
         // One client makes all of the lab's connections.
         let mut text = format!(
             "
@@ -275,6 +301,7 @@ name = \"{name}\"
 vip = \"{vip}\"
 protocol = \"{protocol}\"
 port = {port}
+mode = \"{mode}\"
 scheduler = \"{scheduler}\"
 check = \"{check}\"
 max_connections = 8000
@@ -306,9 +333,11 @@ mod tests {
     fn baton_understands_every_file_that_the_lab_writes_for_it() {
         let dir = tempfile::tempdir().unwrap();
         let topology = Topology::new("lab", MAX_RELAYS);
-        for index in 0..MAX_RELAYS {
+        for (index, mode) in
+            (0..MAX_RELAYS).zip([Mode::Proxy, Mode::Passthrough, Mode::Dsr].into_iter().cycle())
+        {
             let path = dir.path().join(format!("{index}.toml"));
-            let text = baton(&topology, index, Duration::from_millis(10), dir.path());
+            let text = baton(&topology, index, Duration::from_millis(10), mode, dir.path());
             std::fs::write(&path, text).unwrap();
             let config = Config::load(&path).unwrap_or_else(|errors| panic!("{errors}"));
             assert_eq!(config.services.len(), SERVICES.len());

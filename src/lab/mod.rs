@@ -56,6 +56,8 @@ pub struct LabOptions {
     pub binary: PathBuf,
     /// What runs on the relays.
     pub software: Software,
+    /// How they forward, if that is Baton.
+    pub mode: Mode,
     /// What runs on the backends.
     pub servers: Servers,
     /// Advertisement interval of the relays.
@@ -72,6 +74,28 @@ pub enum Software {
     Baton,
     /// keepalived, with nftables forwarding: the peer to compare with.
     Keepalived,
+}
+
+/// How `baton run` forwards on the relays; what it does not say is as the configuration has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Connections are terminated on the relay.
+    Proxy,
+    /// Packets are rewritten in the kernel.
+    Passthrough,
+    /// In the kernel too; replies go straight to the client.
+    Dsr,
+}
+
+impl Mode {
+    /// As configurations and reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::Passthrough => "passthrough",
+            Self::Dsr => "dsr",
+        }
+    }
 }
 
 /// What runs on the backends.

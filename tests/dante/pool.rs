@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use baton::lab::netns::{Netns, run};
 use baton::lab::process::Lifetime;
 use baton::lab::topology::Links;
-use baton::lab::{Lab, LabOptions, Servers, Software};
+use baton::lab::{Lab, LabOptions, Mode, Servers, Software};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -63,6 +63,7 @@ impl Pool {
                 links: Links::Two,
                 binary: env!("CARGO_BIN_EXE_baton").into(),
                 software: Software::Baton,
+                mode: Mode::Proxy,
                 servers: Servers::Echo,
                 advert_interval: Duration::from_millis(100),
                 lifetime: Lifetime::WithParent,

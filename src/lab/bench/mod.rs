@@ -27,7 +27,7 @@ pub use report::{Report, render, write_into};
 
 use super::process::Lifetime;
 use super::topology::Links;
-use super::{Lab, LabError, LabOptions, Servers, Software};
+use super::{Lab, LabError, LabOptions, Mode, Servers, Software};
 
 /// What a bench is to do.
 #[derive(Debug, Clone)]
@@ -111,6 +111,7 @@ fn lab(
         links,
         binary: options.binary.clone(),
         software: Software::Baton,
+        mode: Mode::Proxy,
         servers,
         advert_interval: Duration::from_millis(100),
         lifetime: Lifetime::WithParent,

@@ -31,7 +31,7 @@ use report::{Connections, OutageMs, Report, Run, ms};
 
 use super::process::Lifetime;
 use super::topology::{ECHO_PORT, Links, Role, VIP_FRONT, VIP_FRONT6};
-use super::{Doing, Lab, LabError, LabOptions, Servers, Software};
+use super::{Doing, Lab, LabError, LabOptions, Mode, Servers, Software};
 
 /// How long a service may take to answer for the first time.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -53,6 +53,8 @@ pub struct DrillOptions {
     pub fault: Fault,
     /// What runs on the relays.
     pub software: Software,
+    /// How they forward, if that is Baton.
+    pub mode: Mode,
     /// Advertisement interval of the relays.
     pub advert_interval: Duration,
     /// New TCP connections a second, at least 1.
@@ -95,7 +97,7 @@ pub fn run(options: &DrillOptions, say: &mut dyn FnMut(&str)) -> Result<Outcome,
         runs.push(run);
     }
     let mode = match options.software {
-        Software::Baton => "proxy",
+        Software::Baton => options.mode.name(),
         Software::Keepalived => "nat",
     };
     let report = Report::new(options.fault, mode, options.advert_interval, runs);
@@ -157,6 +159,7 @@ fn lab_options(options: &DrillOptions) -> LabOptions {
         links: Links::Two,
         binary: options.binary.clone(),
         software: options.software,
+        mode: options.mode,
         servers: Servers::Echo,
         advert_interval: options.advert_interval,
         lifetime: Lifetime::WithParent,
