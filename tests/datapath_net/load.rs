@@ -19,6 +19,8 @@ pub(crate) struct Load {
     sessions: Vec<Worker>,
     /// Connects, echoes and closes, over and over.
     newcomers: Worker,
+    /// Newcomers that failed: for whom a backend was lost under way.
+    failed: Arc<AtomicU64>,
 }
 
 struct Worker {
@@ -71,10 +73,17 @@ impl Load {
             Worker::start(backend, &stop, move || session.try_echo(ROUND))
         };
         let sessions = (0..sessions).map(session).collect();
+        let failed = Arc::<AtomicU64>::default();
+        let counted = Arc::clone(&failed);
         let newcomers = Worker::start(String::new(), &stop, move || {
-            connect(&client, vip, PATIENCE)?.try_echo(10)
+            let round =
+                connect(&client, vip, PATIENCE).and_then(|mut session| session.try_echo(10));
+            if round.is_err() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
         });
-        Self { stop, sessions, newcomers }
+        Self { stop, sessions, newcomers, failed }
     }
 
     /// How many sessions a backend has.
@@ -82,11 +91,12 @@ impl Load {
         self.sessions.iter().filter(|session| session.backend == backend).count()
     }
 
-    /// Waits until newcomers and every session, or every one on a backend, have gone on.
+    /// Waits until newcomers and every session have gone on, or the sessions on a backend alone.
     pub(crate) fn goes_on(&self, net: &Net, backend: Option<&str>) {
         let of_backend = |worker: &&Worker| backend.is_none_or(|backend| worker.backend == backend);
+        let newcomers = backend.is_none().then_some(&self.newcomers);
         let workers: Vec<&Worker> =
-            self.sessions.iter().filter(of_backend).chain([&self.newcomers]).collect();
+            self.sessions.iter().filter(of_backend).chain(newcomers).collect();
         let before: Vec<u64> = workers.iter().map(|worker| worker.rounds()).collect();
         let end = Instant::now() + 2 * PATIENCE;
         for (worker, before) in workers.iter().zip(before) {
@@ -99,12 +109,13 @@ impl Load {
         }
     }
 
-    /// Ends it; how each session to a backend ended. No newcomer may have failed.
-    pub(crate) fn end(mut self) -> Vec<(String, io::Result<()>)> {
+    /// Ends it; how each session to a backend ended, and how many newcomers failed.
+    pub(crate) fn end(mut self) -> (Vec<(String, io::Result<()>)>, u64) {
         self.stop.store(true, Ordering::Relaxed);
-        self.newcomers.end().expect("newcomers");
         let end = |session: &mut Worker| (session.backend.clone(), session.end());
-        self.sessions.iter_mut().map(end).collect()
+        let ended = self.sessions.iter_mut().map(end).collect();
+        self.newcomers.end().expect("it counts its errors");
+        (ended, self.failed.load(Ordering::Relaxed))
     }
 }
 

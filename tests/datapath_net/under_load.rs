@@ -40,8 +40,11 @@ fn await_backends(net: &Net, wanted: &[&str]) {
     });
 }
 
+/// No session was lost, or none on a backend; no newcomer failed unless one was cut off.
 fn assert_none_lost(load: Load, backend: Option<&str>) {
-    for (to, ended) in load.end() {
+    let (sessions, failed) = load.end();
+    assert!(backend.is_some() || failed == 0, "{failed} newcomers failed");
+    for (to, ended) in sessions {
         if backend.is_none_or(|backend| to == backend) {
             assert!(ended.is_ok(), "a session to {to}: {ended:?}");
         }
