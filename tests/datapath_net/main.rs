@@ -18,6 +18,7 @@ mod packet;
 #[path = "../datapath/pieces.rs"]
 #[allow(dead_code)]
 mod pieces;
+mod pmtu;
 mod restart;
 mod server;
 mod under_load;
