@@ -489,10 +489,11 @@ fn start_datapath(
 ) -> anyhow::Result<()> {
     let needed = pools.iter().any(|pool| pool.service.mode.is_in_kernel());
     if needed && datapath.get().is_none() {
-        let config::Datapath { flows, half_open_flows, hook } = config.datapath;
-        let started = Datapath::start(Sizes { flows, half_open_flows }, hook, pools, vips(config))
+        let config::Datapath { flows, half_open_flows, affinities, hook } = config.datapath;
+        let sizes = Sizes { flows, half_open_flows, affinities };
+        let started = Datapath::start(sizes, hook, pools, vips(config))
             .context("the kernel datapath can't start")?;
-        tracing::info!(flows, half_open_flows, "datapath started");
+        tracing::info!(flows, half_open_flows, affinities, "datapath started");
         // Only this function sets it, and its callers hold the configuration.
         let _ = datapath.set(started);
     }

@@ -122,11 +122,13 @@ pub struct Datapath {
     pub half_open_flows: u32,
     /// Where packets are taken.
     pub hook: Choice,
+    /// Clients whose backend is remembered, of services with `affinity`.
+    pub affinities: u32,
 }
 
 impl Default for Datapath {
     fn default() -> Self {
-        Self { flows: 131_072, half_open_flows: 32_768, hook: Choice::Auto }
+        Self { flows: 131_072, half_open_flows: 32_768, affinities: 65_536, hook: Choice::Auto }
     }
 }
 
@@ -185,7 +187,7 @@ impl Parts {
         let election = election::read(root, node.as_ref(), &cluster, &vips.right);
         let datapath = datapath::read(root);
         let checks = checks::read(root);
-        let services = services::read(root, &vips, &checks);
+        let services = services::read(root, &vips, &checks, &datapath);
         Self { node, cluster, vips, election, datapath, checks, services }
     }
 

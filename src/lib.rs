@@ -11,7 +11,7 @@
 //! * [`config`]: TOML → raw → [`config::Config`]; a `Config` in hand is correct.
 //! * [`pool`]: the backends of a service as they are now, and the choice among them.
 //! * [`scheduler`]: the choice, pure; [`sources`]: connections per source address.
-//! * [`maglev`]: tables of backends; [`datapath`]: passthrough and dsr in the kernel.
+//! * [`maglev`], [`turns`]: tables of backends; [`datapath`]: passthrough and dsr in the kernel.
 //! * [`backend`]: what the backends of dsr services need, on their machines.
 //! * [`proxy`]: accept, connect, splice, half-close; UDP sessions.
 //! * [`health`]: rise/fall machine and the probes.
@@ -39,3 +39,4 @@ pub mod service;
 pub mod sources;
 pub mod status;
 pub mod table;
+pub mod turns;

@@ -59,6 +59,8 @@ pub struct Limits {
     /// How long a connection that is closed in one direction may stay open in the other without
     /// a byte.
     pub half_close_timeout: Duration,
+    /// How long after a connection of its has begun or ended a client keeps to that backend.
+    pub affinity: Option<Duration>,
 }
 
 /// Transport protocol of a service.

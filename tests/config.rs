@@ -343,8 +343,8 @@ election  VRID 51, priority 200: takes over from a lower priority
 VIP    ADDRESS         INTERFACE  SERVICES
 socks  10.77.0.100/24  front      socks
 
-SERVICE  LISTENS ON            MODE   SCHEDULER    CHECK  CONNECTIONS  PER SOURCE  IDLE  PROXY HEADER
-socks    10.77.0.100:1080/tcp  proxy  source-hash  socks        10000        1000  1h    off
+SERVICE  LISTENS ON            MODE   SCHEDULER    CHECK  CONNECTIONS  PER SOURCE  IDLE  AFFINITY  PROXY HEADER
+socks    10.77.0.100:1080/tcp  proxy  source-hash  socks        10000        1000  1h    -         off
 
 SERVICE  BACKEND  ADDRESS          WEIGHT  CONNECTIONS
 socks    dante1   10.78.0.11:1080       1        10000

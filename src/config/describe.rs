@@ -43,11 +43,12 @@ fn header(out: &mut String, config: &Config) -> fmt::Result {
         "          after SIGTERM connections on own addresses have {grace} to end, those on VIPs none"
     )?;
     if config.services.iter().any(|service| service.mode.is_in_kernel()) {
-        let super::Datapath { flows, half_open_flows, hook } = config.datapath;
+        let super::Datapath { flows, half_open_flows, affinities, hook } = config.datapath;
         let hook = hook.word();
         writeln!(
             out,
-            "kernel    room for {flows} flows, {half_open_flows} half-open ones; hook {hook}"
+            "kernel    room for {flows} flows, {half_open_flows} half-open ones, {affinities} clients \
+             with affinity; hook {hook}"
         )?;
     }
     let Some(ha) = &config.ha else {
@@ -147,6 +148,7 @@ fn services(config: &Config) -> Table {
         "CONNECTIONS",
         "PER SOURCE",
         "IDLE",
+        "AFFINITY",
         "PROXY HEADER",
     ]);
     for service in &config.services {
@@ -160,6 +162,7 @@ fn services(config: &Config) -> Table {
             limits.max_connections.to_string(),
             limits.max_connections_per_source.to_string(),
             show_duration(limits.idle_timeout),
+            limits.affinity.map_or("-".to_owned(), show_duration),
             word(&service.proxy_protocol),
         ]);
     }
@@ -275,6 +278,7 @@ pub fn describe_json(config: &Config) -> Value {
             "flows": config.datapath.flows,
             "half_open_flows": config.datapath.half_open_flows,
             "hook": config.datapath.hook,
+            "affinities": config.datapath.affinities,
         },
         "services": config.services.iter().map(|service| service_json(config, service))
             .collect::<Vec<_>>(),
@@ -333,6 +337,7 @@ fn service_json(config: &Config, service: &Service) -> Value {
         "connect_retries": limits.connect_retries,
         "idle_timeout_ms": millis(limits.idle_timeout),
         "half_close_timeout_ms": millis(limits.half_close_timeout),
+        "affinity_ms": limits.affinity.map(millis),
         "backends": service.backends.iter().map(|backend| json!({
             "name": backend.name,
             "address": backend.address,

@@ -47,6 +47,9 @@ pub(super) fn read(section: &Section<'_>, protocol: Protocol) -> Way {
     for key in PROXY_ONLY.iter().filter(|_| protocol == Protocol::Tcp) {
         belongs(section, key, word == Word::Proxy, "mode = \"proxy\"");
     }
+    if section.key_span("affinity").is_some() && word == Word::Proxy {
+        belongs(section, "affinity", false, "mode = \"passthrough\"");
+    }
     let mode = match word {
         Word::Proxy => Mode::Proxy,
         Word::Passthrough => {
@@ -109,9 +112,6 @@ fn scheduler(section: &Section<'_>, mode: Mode) -> Scheduler {
     };
     let hint = match (mode.is_in_kernel(), scheduler.value) {
         (false, Scheduler::Maglev) => "write `scheduler = \"source-hash\"`",
-        (true, Scheduler::RoundRobin | Scheduler::LeastConnections) => {
-            "write \"maglev\", \"source-hash\" or \"random\""
-        }
         _ => return scheduler.value,
     };
     let what = format!("`scheduler` does not go with mode {}", String::from(mode));

@@ -39,6 +39,7 @@ fn fixed(config: &Config) -> Vec<(String, String)> {
         ("cluster.name", config.cluster.clone()),
         ("datapath.flows", config.datapath.flows.to_string()),
         ("datapath.half_open_flows", config.datapath.half_open_flows.to_string()),
+        ("datapath.affinities", config.datapath.affinities.to_string()),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec();

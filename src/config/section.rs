@@ -59,8 +59,11 @@ pub(super) const ANNOUNCE: Schema = Schema {
 };
 pub(super) const VIP: Schema =
     Schema { title: "[[vips]]", one: "VIP", keys: &["name", "address", "interface"] };
-pub(super) const DATAPATH: Schema =
-    Schema { title: "[datapath]", one: "", keys: &["flows", "half_open_flows", "hook"] };
+pub(super) const DATAPATH: Schema = Schema {
+    title: "[datapath]",
+    one: "",
+    keys: &["flows", "half_open_flows", "affinities", "hook"],
+};
 pub(super) const SERVICE: Schema = Schema {
     title: "[[services]]",
     one: "service",
@@ -81,6 +84,7 @@ pub(super) const SERVICE: Schema = Schema {
         "connect_retries",
         "idle_timeout",
         "half_close_timeout",
+        "affinity",
         "proxy_protocol",
         "backends",
     ],

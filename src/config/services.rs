@@ -10,7 +10,9 @@ use baton_ha::config::{Family, Vip};
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::Datapath;
 use super::checks;
+use super::datapath::MOST_FLOWS;
 use super::modes::{self, Way};
 use super::paths::family_name;
 use super::section::{At, BACKEND, SERVICE, Section, nearest};
@@ -40,7 +42,12 @@ pub(super) struct Listening {
 }
 
 /// The services in the order of the file, as far as they are right; what is wrong is reported.
-pub(super) fn read(root: &Section<'_>, vips: &Vips, checks: &[checks::Named]) -> Vec<Listening> {
+pub(super) fn read(
+    root: &Section<'_>,
+    vips: &Vips,
+    checks: &[checks::Named],
+    datapath: &Datapath,
+) -> Vec<Listening> {
     let report = root.report;
     let sections = root.sections("services", &SERVICE);
     if root.key_span("services").is_none() {
@@ -61,7 +68,7 @@ pub(super) fn read(root: &Section<'_>, vips: &Vips, checks: &[checks::Named]) ->
             let what = format!("another service is called {:?} too", name.value);
             report.error(&name.span, what, "write a name of its own");
         }
-        services.extend(service(section, name.map(|at| at.value), vips, checks));
+        services.extend(service(section, name.map(|at| at.value), vips, checks, datapath));
     }
     overlaps(root, &services);
     shared_replies(root, &services);
@@ -77,6 +84,7 @@ fn service(
     name: Option<String>,
     vips: &Vips,
     checks: &[checks::Named],
+    datapath: &Datapath,
 ) -> Option<Listening> {
     let listen = listen(section, vips);
     let protocol =
@@ -103,7 +111,7 @@ fn service(
             warn_of_tcp(section, check, &span);
         }
     }
-    let limits = limits(section, protocol);
+    let limits = limits(section, protocol, mode, datapath);
     let backends = backends(section, listen.as_ref(), mode, &limits, vips);
     modes::fit_backends(section, mode, listen.as_ref().map(|listen| listen.value), &backends);
 
@@ -254,13 +262,17 @@ fn alternatives<'n>(
     }
 }
 
-fn limits(section: &Section<'_>, protocol: Protocol) -> Limits {
-    let count = || value::integer(1..=MOST_CONNECTIONS);
+/// In the kernel a connection costs a place in the flow table and nothing else, so that is what
+/// bounds them unless the file says otherwise.
+fn limits(section: &Section<'_>, protocol: Protocol, mode: Mode, datapath: &Datapath) -> Limits {
+    let count = || value::integer(1..=most_connections(mode));
+    let (usual, usual_per_source) =
+        if mode.is_in_kernel() { (datapath.flows, datapath.flows) } else { (10_000, 1000) };
     let time = |key, tcp: u64, udp: u64| {
         let default = Duration::from_secs(if protocol == Protocol::Tcp { tcp } else { udp });
         section.take(key, value::duration(TIMES)).map_or(default, |at| at.value)
     };
-    let most = section.take("max_connections", count()).map_or(10_000, |at| at.value);
+    let most = section.take("max_connections", count()).map_or(usual, |at| at.value);
     let per_source = section.take("max_connections_per_source", count());
     if let Some(per_source) = per_source.as_ref().filter(|per_source| per_source.value > most) {
         let what = format!(
@@ -273,12 +285,17 @@ fn limits(section: &Section<'_>, protocol: Protocol) -> Limits {
     let retries = section.take("connect_retries", value::integer(0..=MOST_RETRIES));
     Limits {
         max_connections: most,
-        max_connections_per_source: per_source.map_or(most.min(1000), |at| at.value),
+        max_connections_per_source: per_source.map_or(most.min(usual_per_source), |at| at.value),
         connect_timeout: time("connect_timeout", 2, 2),
         connect_retries: retries.map_or(2, |at| at.value),
         idle_timeout: time("idle_timeout", 3600, 60),
         half_close_timeout: time("half_close_timeout", 60, 60),
+        affinity: section.take("affinity", value::duration(TIMES)).map(|at| at.value),
     }
+}
+
+fn most_connections(mode: Mode) -> u32 {
+    if mode.is_in_kernel() { MOST_FLOWS } else { MOST_CONNECTIONS }
 }
 
 fn backends(
@@ -306,7 +323,7 @@ fn backends(
         let name = section.require("name", "\"dante1\"", value::name);
         let address = section.require("address", "\"10.78.0.11:1080\"", backend_address);
         let weight = section.take("weight", value::integer(1..=MOST_WEIGHT));
-        let most = section.take("max_connections", value::integer(1..=MOST_CONNECTIONS));
+        let most = section.take("max_connections", value::integer(1..=most_connections(mode)));
         if let Some(At { value: name, span }) = &name
             && names.insert(name.clone(), ()).is_some()
         {

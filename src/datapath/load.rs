@@ -25,6 +25,8 @@ pub struct Sizes {
     pub flows: u32,
     /// Half-open flows.
     pub half_open_flows: u32,
+    /// Clients that keep to a backend.
+    pub affinities: u32,
 }
 
 /// Why the datapath could not be set up.
@@ -145,6 +147,8 @@ impl Loaded {
             ("flows", Some(sizes.flows)),
             ("replies", Some(sizes.flows)),
             ("sources", Some(sizes.flows)),
+            ("affinities", Some(sizes.affinities)),
+            ("half_affinities", Some(sizes.half_open_flows)),
             ("half_flows", Some(sizes.half_open_flows)),
             ("half_replies", Some(sizes.half_open_flows)),
         ] {
@@ -253,9 +257,12 @@ fn open(sizes: Sizes) -> Result<OpenDatapathSkel<'static>, Error> {
     for map in [&mut open.maps.flows, &mut open.maps.replies, &mut open.maps.sources] {
         map.set_max_entries(sizes.flows).map_err(failed())?;
     }
-    for map in [&mut open.maps.half_flows, &mut open.maps.half_replies] {
+    for map in
+        [&mut open.maps.half_flows, &mut open.maps.half_replies, &mut open.maps.half_affinities]
+    {
         map.set_max_entries(sizes.half_open_flows).map_err(failed())?;
     }
+    open.maps.affinities.set_max_entries(sizes.affinities).map_err(failed())?;
     Ok(open)
 }
 
@@ -291,6 +298,8 @@ fn pin_maps(open: &mut OpenDatapathSkel<'static>, folder: &Path) -> Result<(), E
         ("service_live", &mut maps.service_live),
         ("backend_live", &mut maps.backend_live),
         ("sources", &mut maps.sources),
+        ("affinities", &mut maps.affinities),
+        ("half_affinities", &mut maps.half_affinities),
         ("events", &mut maps.events),
         ("gate", &mut maps.data_gate),
         ("legs", &mut maps.legs),

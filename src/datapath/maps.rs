@@ -11,6 +11,9 @@ use super::skeleton::types;
 use super::slices::Slices;
 use crate::maglev::SLOTS;
 
+/// Backends that a schedule has room for: as in bounds.h.
+const SERVICE_BACKENDS: usize = 1024;
+
 /// A map of keys and values of these types. Each call is one system call.
 #[derive(Debug)]
 pub struct Table<K, V> {
@@ -129,6 +132,10 @@ pub struct Maps {
     pub backend_live: Table<u32, types::live>,
     /// Source and service → how many flows it has.
     pub sources: Table<types::source_key, u32>,
+    /// Client and service → the backend that it keeps to.
+    pub affinities: Table<types::flow_key, types::affinity>,
+    /// The same of flows that are half-open.
+    pub half_affinities: Table<types::flow_key, types::affinity>,
     /// Element 0: what the collector is to look at.
     pub sweep: Table<u32, types::sweep>,
     /// Interfaces that have an older version's filter too.
@@ -161,6 +168,8 @@ impl Maps {
             service_live: Table::new(&maps.service_live)?,
             backend_live: Table::new(&maps.backend_live)?,
             sources: Table::new(&maps.sources)?,
+            affinities: Table::new(&maps.affinities)?,
+            half_affinities: Table::new(&maps.half_affinities)?,
             sweep: Table::new(&maps.sweep)?,
             draining: Table::new(&maps.draining)?,
             legs: Table::new(&maps.legs)?,
@@ -176,17 +185,28 @@ pub struct Schedules(MapHandle);
 
 impl Schedules {
     /// Gives a service a new schedule in one step. A packet sees the old one or the new one, never
-    /// a mixture.
+    /// a mixture. There may be fewer slots than [`SLOTS`]: these are a round of turns.
     ///
     /// # Panics
-    /// If there are not [`SLOTS`] slots.
+    /// If there are more than [`SLOTS`] slots, or more than [`SERVICE_BACKENDS`] backends in them.
     pub fn set(&self, service: u32, slots: &[u16]) -> libbpf_rs::Result<()> {
-        assert_eq!(slots.len(), SLOTS, "a schedule has its slots");
+        assert!(slots.len() <= SLOTS, "a schedule has its slots");
+        let mut backends: Vec<u16> = slots.iter().copied().filter(|id| *id != 0).collect();
+        backends.sort_unstable();
+        backends.dedup();
+        assert!(backends.len() <= SERVICE_BACKENDS, "a service has that many backends");
+        // `struct schedule` in bpf/select.h: two counts, the backends, the slots, padding.
+        let mut bytes = Vec::with_capacity(8 + 2 * (SERVICE_BACKENDS + SLOTS + 1));
+        bytes.extend_from_slice((slots.len() as u32).bytes());
+        bytes.extend_from_slice((backends.len() as u32).bytes());
+        for (ids, room) in [(backends.as_slice(), SERVICE_BACKENDS), (slots, SLOTS + 1)] {
+            bytes.extend(ids.iter().flat_map(|id| id.to_ne_bytes()));
+            bytes.resize(bytes.len() + 2 * (room - ids.len()), 0);
+        }
         let opts = libbpf_rs::libbpf_sys::bpf_map_create_opts {
             sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
             ..Default::default()
         };
-        let bytes: Vec<u8> = slots.iter().flat_map(|id| id.to_ne_bytes()).collect();
         let size = bytes.len() as u32;
         let inner = MapHandle::create(MapType::Array, Some("schedule"), 4, size, 1, &opts)?;
         inner.update(0_u32.bytes(), &bytes, MapFlags::ANY)?;

@@ -17,10 +17,10 @@ use super::load::Error;
 use super::maps::Maps;
 use super::routes::{self, Way};
 use super::skeleton::types;
-use crate::maglev;
 use crate::pool::{Admin, Health, Member, Pool};
 use crate::scheduler::{backend_key, mix};
 use crate::service::{Backend, Dsr, Mode, Protocol, Scheduler, Service, Source};
+use crate::{maglev, turns};
 
 /// How long a half-open flow may take; the client's own tries take as long.
 const HALF_OPEN: Duration = Duration::from_secs(60);
@@ -59,7 +59,7 @@ pub(super) struct Registry {
     server_numbers: Numbers,
     addresses: HashMap<IpAddr, u32>,
     /// What the schedule of each service was made from.
-    schedules: HashMap<u32, Vec<maglev::Entry>>,
+    schedules: HashMap<u32, (Table, Vec<maglev::Entry>)>,
     /// Backends that no route leads to, to say so once.
     unreachable: HashSet<IpAddr>,
 }
@@ -187,6 +187,8 @@ impl Registry {
                     server: self.server_number(address, service.protocol)?,
                     ifindex: way.map_or(0, |way| way.ifindex),
                     service: id,
+                    max_flows: member.backend.max_connections,
+                    weight: member.backend.weight.into(),
                     mtu: way.map_or(0, |way| way.mtu),
                     ..Default::default()
                 };
@@ -196,7 +198,7 @@ impl Registry {
                     entries.push(maglev::Entry { id: number as u16, key, weight });
                 }
             }
-            self.set_schedule(id, entries).map_err(write())?;
+            self.set_schedule(id, table_for(service.scheduler), entries).map_err(write())?;
             let record = self.service_record(service, interface.unwrap_or(0));
             self.maps.service_table.set(&id, &record).map_err(write())?;
             self.maps
@@ -288,20 +290,36 @@ impl Registry {
             idle_timeout: self.clock.timeout(limits.idle_timeout.max(CLOSED)),
             half_close_timeout: self.clock.timeout(limits.half_close_timeout.max(CLOSED)),
             closed_timeout: self.clock.timeout(CLOSED),
+            max_flows: limits.max_connections,
+            // One that the service's own limit comes before need not be counted.
+            max_per_source: if limits.max_connections_per_source < limits.max_connections {
+                limits.max_connections_per_source
+            } else {
+                0
+            },
+            affinity: limits.affinity.map_or(0, |affinity| self.clock.timeout(affinity)),
             ..Default::default()
         }
     }
 
-    fn set_schedule(&mut self, service: u32, entries: Vec<maglev::Entry>) -> BpfResult<()> {
-        if self.schedules.get(&service) == Some(&entries) {
+    fn set_schedule(
+        &mut self,
+        service: u32,
+        table: Table,
+        entries: Vec<maglev::Entry>,
+    ) -> BpfResult<()> {
+        let wanted = (table, entries);
+        if self.schedules.get(&service) == Some(&wanted) {
             return Ok(());
         }
-        if entries.is_empty() {
-            self.maps.schedules.remove(service)?;
-        } else {
-            self.maps.schedules.set(service, &maglev::table(&entries))?;
+        match &wanted {
+            (_, entries) if entries.is_empty() => self.maps.schedules.remove(service)?,
+            (Table::Maglev, entries) => {
+                self.maps.schedules.set(service, &maglev::table(entries))?
+            }
+            (Table::Turns, entries) => self.maps.schedules.set(service, &turns::round(entries))?,
         }
-        self.schedules.insert(service, entries);
+        self.schedules.insert(service, wanted);
         Ok(())
     }
 
@@ -424,14 +442,32 @@ fn forward_mode(mode: Mode) -> types::forward_mode {
     }
 }
 
-/// The configuration keeps the others away from services in the kernel.
+/// What a schedule is made by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    /// Slots by hash, or at random.
+    Maglev,
+    /// A round of turns.
+    Turns,
+}
+
+fn table_for(scheduler: Scheduler) -> Table {
+    match scheduler {
+        Scheduler::RoundRobin => Table::Turns,
+        Scheduler::Maglev
+        | Scheduler::SourceHash
+        | Scheduler::LeastConnections
+        | Scheduler::Random => Table::Maglev,
+    }
+}
+
 fn select_by(scheduler: Scheduler) -> types::select_by {
     match scheduler {
         Scheduler::SourceHash => types::select_by::SELECT_SOURCE,
         Scheduler::Random => types::select_by::SELECT_RANDOM,
-        Scheduler::Maglev | Scheduler::RoundRobin | Scheduler::LeastConnections => {
-            types::select_by::SELECT_FLOW
-        }
+        Scheduler::RoundRobin => types::select_by::SELECT_TURN,
+        Scheduler::LeastConnections => types::select_by::SELECT_LEAST,
+        Scheduler::Maglev => types::select_by::SELECT_FLOW,
     }
 }
 
@@ -495,6 +531,7 @@ mod tests {
                 connect_retries: 0,
                 idle_timeout: Duration::ZERO,
                 half_close_timeout: Duration::ZERO,
+                affinity: None,
             },
             proxy_protocol: ProxyProtocol::Off,
         };

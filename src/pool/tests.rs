@@ -23,6 +23,7 @@ fn service(backends: &[(&str, u16, u32)]) -> Service {
             connect_retries: 1,
             idle_timeout: Duration::from_secs(60),
             half_close_timeout: Duration::from_secs(60),
+            affinity: None,
         },
         proxy_protocol: ProxyProtocol::Off,
     }

@@ -52,7 +52,8 @@ impl Kernel {
     }
 
     pub(crate) fn with_room(flows: u32, half_open_flows: u32) -> Self {
-        let loaded = Loaded::unpinned(Sizes { flows, half_open_flows }).expect("loaded");
+        let loaded =
+            Loaded::unpinned(Sizes { flows, half_open_flows, affinities: 64 }).expect("loaded");
         let (maps, gate) = (loaded.maps().expect("maps"), loaded.gate().expect("a gate"));
         gate.open_until(loaded.jiffies().expect("jiffies") + LONG);
         Self { loaded, maps, gate, backends: 0 }
@@ -135,6 +136,21 @@ impl Kernel {
         };
         self.maps.backend_table.set(&u32::from(self.backends), &record).unwrap();
         self.backends
+    }
+
+    /// Changes a service's record.
+    pub(crate) fn edit_service(&self, id: u32, edit: impl FnOnce(&mut types::service)) {
+        let mut record = self.maps.service_table.find(&id).unwrap().unwrap();
+        edit(&mut record);
+        self.maps.service_table.set(&id, &record).unwrap();
+    }
+
+    /// Changes a backend's record.
+    pub(crate) fn edit_backend(&self, id: u16, edit: impl FnOnce(&mut types::backend)) {
+        let id = u32::from(id);
+        let mut record = self.maps.backend_table.find(&id).unwrap().unwrap();
+        edit(&mut record);
+        self.maps.backend_table.set(&id, &record).unwrap();
     }
 
     pub(crate) fn set_state(&self, backend: u16, state: types::backend_state) {

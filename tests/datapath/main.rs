@@ -12,10 +12,12 @@ mod golden;
 mod hostile;
 mod icmp;
 mod kernel;
+mod limits;
 mod live;
 mod numbers;
 mod packet;
 mod pieces;
+mod select;
 mod xdp;
 
 #[test]

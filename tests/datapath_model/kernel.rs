@@ -86,7 +86,7 @@ const LONG: u64 = 1_000_000;
 impl Kernel {
     /// In this thread's namespace, which has the interfaces `front` and `back`.
     pub(crate) fn new(lab: Rc<Lab>) -> Self {
-        let sizes = Sizes { flows: lab::FLOWS, half_open_flows: lab::HALF_OPEN };
+        let sizes = Sizes { flows: lab::FLOWS, half_open_flows: lab::HALF_OPEN, affinities: 64 };
         let loaded = Loaded::unpinned(sizes).expect("loaded");
         let (maps, gate) = (loaded.maps().expect("maps"), loaded.gate().expect("a gate"));
         let front = if_nametoindex("front").unwrap();

@@ -24,7 +24,8 @@ fn processed(program: &libbpf_rs::ProgramMut<'_>) -> u32 {
 
 #[test]
 fn the_verifier_takes_them_with_room_to_spare() {
-    let loaded = Loaded::unpinned(Sizes { flows: 16, half_open_flows: 64 }).unwrap();
+    let loaded =
+        Loaded::unpinned(Sizes { flows: 16, half_open_flows: 64, affinities: 64 }).unwrap();
     for (name, program) in [("tc", loaded.tc()), ("xdp", loaded.xdp())] {
         let processed = processed(program);
         println!("{name}: {processed} instructions processed by the verifier");

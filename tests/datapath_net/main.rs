@@ -20,5 +20,6 @@ mod packet;
 mod pieces;
 mod pmtu;
 mod restart;
+mod select;
 mod server;
 mod under_load;

@@ -254,6 +254,7 @@ pub(crate) fn pool(name: &str, check: &Check, backends: &[SocketAddr]) -> Arc<Po
             connect_retries: 0,
             idle_timeout: Duration::from_secs(1),
             half_close_timeout: Duration::from_secs(1),
+            affinity: None,
         },
         proxy_protocol: ProxyProtocol::Off,
     })))

@@ -47,6 +47,7 @@ pub fn service(protocol: Protocol, backends: &[SocketAddr]) -> Service {
             connect_retries: 2,
             idle_timeout: Duration::from_secs(60),
             half_close_timeout: Duration::from_secs(60),
+            affinity: None,
         },
         proxy_protocol: ProxyProtocol::Off,
     }

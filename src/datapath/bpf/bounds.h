@@ -13,8 +13,11 @@
 #define ADDRESSES (1024 + BACKENDS)
 /* Slots of a schedule: a prime well above the number of backends. */
 #define SLOTS 65537
-/* Slots tried when the chosen backend has just gone and the schedule does not know it yet. */
-#define SLOT_TRIES 4
+/* Backends of one service. */
+#define SERVICE_BACKENDS 1024
+/* Slots tried for a backend that may have a flow (least connections: for two that differ), before
+ * all backends are looked at. */
+#define SLOT_TRIES 6
 /* NAT ports tried for a new flow: at 90 % of all ports in use, one flow in a million finds none. */
 #define PORT_TRIES 128
 /* NAT ports begin here; below are those of well-known servers. */
@@ -40,6 +43,8 @@
 /* Longest frame that is held, in bytes: a test run, which puts it back, takes less than a page. */
 #define HELD_BYTES 3072
 
+/* Clients that keep to a backend; the loader sets it from `datapath.affinities`. */
+#define DEFAULT_AFFINITIES 65536
 /* Flows that one run of the collector looks at. */
 #define SWEEP 256
 

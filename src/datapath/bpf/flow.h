@@ -17,6 +17,7 @@
  */
 #pragma once
 
+#include "affinity.h"
 #include "bounds.h"
 #include "counters.h"
 #include "drain.h"
@@ -200,9 +201,9 @@ static __noinline int open_dnat(const struct flow_key *key, const struct service
 static __noinline int open_flow(struct packet *packet, const struct flow_key *key,
 				const struct service *service, struct flow *flow)
 {
-	__u32 service_id = key->service, backend_id = 0;
+	__u32 service_id = key->service, backend_id;
 	struct backend *backend;
-	int verdict = GO_ON;
+	int verdict, selected;
 
 	/* Not the beginning of one: nobody knows where it belongs. */
 	if (packet->protocol == IPPROTO_TCP && !is_syn(packet))
@@ -210,7 +211,13 @@ static __noinline int open_flow(struct packet *packet, const struct flow_key *ke
 	verdict = check_limits(key, service);
 	if (verdict != GO_ON)
 		return verdict;
-	backend = select_backend(service, service_id, packet, &backend_id);
+	selected = service->affinity ? affine_backend(service, key, packet->now) : 0;
+	if (!selected)
+		selected = select_backend(service, key);
+	if (selected <= 0)
+		return drop(-selected);
+	backend_id = selected;
+	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	if (!backend)
 		return drop(DROP_NO_BACKEND);
 	flow->backend = backend_id;
@@ -230,6 +237,8 @@ static __noinline int open_flow(struct packet *packet, const struct flow_key *ke
 		bpf_map_update_elem(&half_flows, key, flow, BPF_ANY);
 		count_flow(FLOWS_REPLACED);
 	}
+	if (service->affinity)
+		begin_affinity(key, backend_id, packet->now);
 	count_flow(FLOWS_BEGUN);
 	count_begun(service_id, backend_id);
 	return GO_ON;
@@ -264,10 +273,13 @@ static __noinline int establish(const struct flow_key *key, const struct service
 		goto undo;
 	}
 	if (!error) {
+		if (service->affinity)
+			keep_affinity(key, flow->backend, flow->seen);
 		count_flow(FLOWS_ESTABLISHED);
 		count_established(key->service, flow->backend);
 		emit(EVENT_ESTABLISHED, key, flow);
 	}
+	/* `flow` may be the one in there: not to be read from here on. */
 	if (half)
 		bpf_map_delete_elem(&half_replies, reply_key);
 	bpf_map_delete_elem(&half_flows, key);
@@ -286,8 +298,9 @@ static __always_inline int confirms(const struct half_reply *half, struct packet
 	       packet->acknowledgement - (half->isn + 1) < 65536;
 }
 
-/* Instead of a verdict: what is there of the flow can't be gone on with. */
+/* Instead of a verdict: what is there of the flow can't be gone on with; it is to be established. */
 #define BEGIN_ANEW -1
+#define ESTABLISH -2
 
 /* A client's packet of a flow that is half-open; `found` becomes a copy. */
 static __noinline int go_on_half_open(struct packet *packet, const struct flow_key *key,
@@ -328,14 +341,32 @@ static __noinline int go_on_half_open(struct packet *packet, const struct flow_k
 	*found = *flow;
 	if (packet->protocol != IPPROTO_TCP)
 		/* Of UDP the reply establishes, see reply_half_open; in DSR the second packet. */
-		return half || packet->handed_over
-			       ? GO_ON
-			       : establish(key, service, found, &reply_key, NULL);
+		return half || packet->handed_over ? GO_ON : ESTABLISH;
 	if (is_syn(packet) || (packet->tcp_flags & TCP_RST) || (flow->flags & FLOW_RST))
 		return GO_ON;
 	if (half && !confirms(half, packet))
 		return drop(DROP_HANDSHAKE);
-	return establish(key, service, found, &reply_key, half);
+	return ESTABLISH;
+}
+
+/* Establishes a flow at a packet of its client's. A step of its own, for the sake of the stack. */
+static __noinline int establish_by_client(const struct flow_key *key,
+					  const struct service *service, struct flow *flow)
+{
+	__u32 backend_id = flow->backend;
+	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
+	struct half_reply *half = NULL;
+	struct reply_key reply_key;
+
+	if (!backend)
+		return drop(DROP_STALE);
+	reply_key = reply_key_of(key, service, backend, flow->nat_port);
+	if (mode_has_replies(service->mode)) {
+		half = bpf_map_lookup_elem(&half_replies, &reply_key);
+		if (!half)
+			return drop(DROP_STALE);
+	}
+	return establish(key, service, flow, &reply_key, half);
 }
 
 /* Removes both directions of a flow. */
@@ -346,8 +377,12 @@ static __noinline void remove_flow(const struct flow_key *key, const struct flow
 	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	struct flow *there = bpf_map_lookup_elem(&flows, key);
 
-	if (there)
+	/* One that was closed before has left them already, and extended the affinity then. */
+	if (there && there->counted) {
 		uncount(key, there);
+		if (service->affinity)
+			extend_affinity(key, flow->backend);
+	}
 	emit(EVENT_ENDED, key, flow);
 	if (backend && mode_has_replies(service->mode)) {
 		struct reply_key reply_key = reply_key_of(key, service, backend, flow->nat_port);
@@ -468,8 +503,11 @@ static __noinline void note_end(const struct flow_key *key, struct flow *flow,
 		return;
 	if (mode_has_replies(service->mode)
 		    ? flow_is_closed(flow->flags, reply_flags(key, flow, service))
-		    : flow->flags & (FLOW_FIN | FLOW_RST))
+		    : flow->flags & (FLOW_FIN | FLOW_RST)) {
 		uncount(key, flow);
+		if (service->affinity)
+			extend_affinity(key, flow->backend);
+	}
 }
 
 /* The same where a reply showed it. */
@@ -493,6 +531,8 @@ static __always_inline int flow_slow(struct packet *packet, const struct flow_ke
 
 	if (half) {
 		verdict = go_on_half_open(packet, key, service, half, found);
+		if (verdict == ESTABLISH)
+			return establish_by_client(key, service, found);
 		if (verdict != BEGIN_ANEW)
 			return verdict;
 	} else if (address_use(&packet->source)) {

@@ -45,6 +45,10 @@ enum select_by {
 	SELECT_SOURCE = 1,
 	/* A random number. */
 	SELECT_RANDOM = 2,
+	/* In turn. */
+	SELECT_TURN = 3,
+	/* Of two at random, that which has fewer flows for its weight. */
+	SELECT_LEAST = 4,
 };
 
 /* What becomes of the flows of a backend that is down or gone. (Where they are to stay, userspace
@@ -116,6 +120,8 @@ struct backend {
 	__u32 mtu;
 	/* Most established flows; 0: as many as there is room for. */
 	__u32 max_flows;
+	/* What its flows are measured by. */
+	__u32 weight;
 };
 
 /* How many flows a service or backend has: those that were established less those that ended. Each
@@ -171,6 +177,14 @@ struct numbers {
 	__u32 end;
 	/* The last acknowledgement: where the other direction's next byte belongs. */
 	__u32 acknowledged;
+};
+
+/* Which backend a client keeps to. Its key is a flow's with port 0. */
+struct affinity {
+	__u16 backend;
+	__u16 pad;
+	/* When its last flow began or ended. */
+	__u32 since;
 };
 
 /* Bits of `flow.counted`: which counts of live flows (live.h) it is in. */

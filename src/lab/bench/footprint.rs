@@ -88,7 +88,7 @@ struct Memory {
 fn memory(flows: u32) -> Result<Memory, LabError> {
     let before = vmalloc_used()?;
     let doing = "loading the datapath";
-    let loaded = Loaded::unpinned(Sizes { flows, half_open_flows: HALF_OPEN });
+    let loaded = Loaded::unpinned(Sizes { flows, half_open_flows: HALF_OPEN, affinities: 256 });
     let maps = loaded.and_then(|loaded| loaded.maps()).map_err(other).doing(doing)?;
     let vmalloc = vmalloc_used()?.saturating_sub(before);
     let of = |memory: libbpf_rs::Result<Option<u64>>| {

@@ -93,7 +93,7 @@ impl Field {
             config.services.iter().map(|s| Arc::new(Pool::new(s.clone()))).collect();
         pools.iter().for_each(|pool| pool.stand_unchecked());
         let vips = config.ha.as_ref().map_or(&[][..], |ha| &ha.vips);
-        let sizes = Sizes { flows: most, half_open_flows: 256 };
+        let sizes = Sizes { flows: most, half_open_flows: 256, affinities: 256 };
         let datapath =
             Datapath::start(sizes, Choice::Tc, &pools, vips).map_err(other).doing(doing)?;
         let index = |name| if_nametoindex(name).map_err(std::io::Error::from).doing(doing);
