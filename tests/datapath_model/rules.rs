@@ -1,6 +1,6 @@
 //! The model: what becomes of a frame, as the documents have it. Plain, and slow.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -384,21 +384,26 @@ impl Model {
     }
 
     /// A slot of the schedule: a hash of the client's address and port, or its address alone; a
-    /// few more where the backend there takes no new flows.
+    /// few more where the backend there takes no new flows; then each backend of the schedule.
     fn chosen(&self, service: &Service, view: &View) -> Option<u16> {
         let schedule = self.schedules.get(&service.id)?;
+        let is_up = |id: &u16| self.states.get(id) == Some(&backend_state::BACKEND_UP);
         let mut hash = match service.select {
             select_by::SELECT_SOURCE => hash_address(service.seed, view.source.0),
             _ => hash_flow(service.seed, view.source),
         };
-        for _ in 0..4 {
+        for nth in 0..6 {
+            if nth > 0 {
+                hash = mix(hash);
+            }
             let id = schedule[(hash % schedule.len() as u64) as usize];
-            if self.states.get(&id) == Some(&backend_state::BACKEND_UP) {
+            if is_up(&id) {
                 return Some(id);
             }
-            hash = mix(hash);
         }
-        None
+        let ids: BTreeSet<u16> = schedule.iter().copied().filter(|id| *id != 0).collect();
+        let first = (hash as u32).checked_rem(ids.len() as u32)?;
+        ids.iter().cycle().skip(first as usize).take(ids.len()).copied().find(is_up)
     }
 
     /// The first candidate is a hash of the flow, then every 4099th of the ports from 1024 on.
