@@ -30,13 +30,14 @@ use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{Answer, Reply, Request, Socket};
 use crate::datapath::sessions::{Sessions, Wanted};
-use crate::datapath::{Datapath, LEASE, load::Sizes};
+use crate::datapath::{Datapath, LEASE, Report, load::Sizes};
 use crate::guard;
 use crate::health::Checks;
 use crate::pool::{Admin, Member, Pool};
 use crate::proxy::{self, Proxy};
+use crate::replication::{self, Replication};
 use crate::service::Service;
-use crate::status::{DatapathStatus, Election, ServiceStatus, Status};
+use crate::status::{DatapathStatus, Election, ReplicationStatus, ServiceStatus, Status};
 
 /// What a command came to, for people and as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,7 +127,9 @@ struct Balancer {
     election: Option<(HaConfig, Handle)>,
     proxy: Proxy,
     /// Made when the first service needs it.
-    datapath: OnceLock<Datapath>,
+    datapath: Arc<OnceLock<Datapath>>,
+    /// How flows get to the other nodes, where there is a peer channel.
+    replication: Option<watch::Receiver<Replication>>,
     live: Mutex<Live>,
 }
 
@@ -156,13 +159,18 @@ impl Balancer {
         let pools: Vec<_> = config.services.iter().map(new).collect();
         let proxy = Proxy::start(&proxied(&pools), config.node.workers)?;
         // Before the election: no packet for a VIP may come before somebody holds it back.
-        let datapath = OnceLock::new();
+        let datapath = Arc::new(OnceLock::new());
         start_datapath(&datapath, &config, &pools)?;
         let checks = Checks::start(&pools);
+        let mut replication = None;
         let election = match with_channel(&config)? {
             Some(ha) => {
                 let lease = guard::post(&ha, &config.node.control);
-                let (handle, _port) = driver::start(ha.clone(), lease)?;
+                let (handle, port) = driver::start(ha.clone(), lease)?;
+                if let Some(port) = port {
+                    replication =
+                        Some(replication::start(port, handle.view(), Arc::clone(&datapath))?);
+                }
                 Some((ha, handle))
             }
             None => None,
@@ -177,7 +185,17 @@ impl Balancer {
             "running"
         );
         let live = Mutex::new(Live { config, pools, checks, phase: Phase::Running });
-        Ok((Arc::new(Self { started: Instant::now(), election, proxy, datapath, live }), socket))
+        Ok((
+            Arc::new(Self {
+                started: Instant::now(),
+                election,
+                proxy,
+                datapath,
+                replication,
+                live,
+            }),
+            socket,
+        ))
     }
 
     /// Serves until a signal says stop, or the HA thread ends without being told to.
@@ -322,9 +340,18 @@ impl Balancer {
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs_f64(),
             election,
+            replication: self.replication_status(report.as_ref()),
             datapath: report.as_ref().map(DatapathStatus::of),
             services: live.pools.iter().map(service).collect(),
         }
+    }
+
+    fn replication_status(&self, report: Option<&Report>) -> Option<ReplicationStatus> {
+        let (report, (_, handle)) = (report?, self.election.as_ref()?);
+        let replication = self.replication.as_ref()?.borrow().clone();
+        let view = handle.view();
+        let peers = view.borrow().peers.clone();
+        Some(ReplicationStatus::of(&replication, &peers, report.flows))
     }
 
     /// Flows in the kernel; none where no service needs it.

@@ -13,6 +13,7 @@
 //! * [`scheduler`]: the choice, pure; [`sources`]: connections per source address.
 //! * [`maglev`], [`turns`]: tables of backends; [`datapath`]: passthrough and dsr in the kernel.
 //! * [`backend`]: what the backends of dsr services need, on their machines.
+//! * [`replication`]: flows, from the kernel's tables to the other nodes and back.
 //! * [`proxy`]: accept, connect, splice, half-close; UDP sessions.
 //! * [`health`]: rise/fall machine and the probes.
 //! * [`balancer`]: composition root.
@@ -34,6 +35,7 @@ pub mod lab;
 pub mod maglev;
 pub mod pool;
 pub mod proxy;
+pub mod replication;
 pub mod scheduler;
 pub mod service;
 pub mod sources;

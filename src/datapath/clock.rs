@@ -61,6 +61,13 @@ impl Clock {
     }
 }
 
+impl Clock {
+    /// The same of an age, which may be nothing at all.
+    pub(super) fn timeout_or_none(&self, age: Duration) -> u32 {
+        if age.is_zero() { 0 } else { self.timeout(age) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

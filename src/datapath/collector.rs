@@ -37,6 +37,8 @@ struct Shared {
     all: AtomicBool,
     removed: AtomicU64,
     counted: AtomicU32,
+    /// Whether flows are left alone: they are copies of another node's, which knows when they end.
+    paused: AtomicBool,
 }
 
 impl Collector {
@@ -64,6 +66,11 @@ impl Collector {
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
         }
+    }
+
+    /// Whether flows are left alone, whatever their age.
+    pub(super) fn pause(&self, paused: bool) {
+        self.shared.paused.store(paused, Ordering::Relaxed);
     }
 
     /// Flows that were removed since the start.
@@ -151,6 +158,9 @@ impl Walk {
 
     /// Has the program look at these again, and forgets them.
     fn hand_over(&self, old: &mut Vec<types::flow_key>) -> Result<(), Error> {
+        if self.shared.paused.load(Ordering::Relaxed) {
+            old.clear();
+        }
         if old.is_empty() {
             return Ok(());
         }

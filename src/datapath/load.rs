@@ -14,6 +14,7 @@ use super::bpffs;
 use super::clock::Clock;
 use super::gate::Gate;
 use super::hooks;
+use super::mapped::Mapped;
 use super::maps::Maps;
 use super::record::Record as _;
 use super::skeleton::{DatapathSkel, DatapathSkelBuilder, OpenDatapathSkel, types};
@@ -172,6 +173,17 @@ impl Loaded {
     /// The gate.
     pub fn gate(&self) -> Result<Gate, Error> {
         Gate::map(self.skeleton.maps.data_gate.as_fd()).map_err(Error::io("map the gate"))
+    }
+
+    /// Whether events are reported, and how many were lost.
+    pub(super) fn reporting(&self) -> Result<Mapped<types::reporting>, Error> {
+        let section = self.skeleton.maps.data_events.as_fd();
+        Mapped::map(section).map_err(Error::io("map the switch of events"))
+    }
+
+    /// The ring of events.
+    pub fn events(&self) -> Result<MapHandle, Error> {
+        MapHandle::try_from(&self.skeleton.maps.events).map_err(Error::bpf("open the events"))
     }
 
     /// How long a jiffy is. Waits 100 ms where it does not show at once.

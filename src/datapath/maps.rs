@@ -71,6 +71,43 @@ impl<K: Record, V: Record> Table<K, V> {
         Slices::start(&self.map, slice)
     }
 
+    /// Some entries from a place of the table on, `most` of them at most, which must be more than
+    /// any bucket holds, and the place where to go on; `None`: they were the last. What stays
+    /// throughout is seen exactly once.
+    pub(super) fn batch(&self, from: Option<Cursor>, most: u32) -> libbpf_rs::Result<Batch<K, V>> {
+        let opts = libbpf_rs::libbpf_sys::bpf_map_batch_opts {
+            sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_batch_opts>() as _,
+            ..Default::default()
+        };
+        let mut keys = vec![0_u8; size_of::<K>() * most as usize];
+        let mut values = vec![0_u8; size_of::<V>() * most as usize];
+        let (mut count, mut next) = (most, 0_u32);
+        let mut place = from.map(|Cursor(place)| place);
+        let place = place.as_mut().map_or(std::ptr::null_mut(), |place| &raw mut *place);
+        // SAFETY: room for `count` keys and values of the sizes that `new` has asserted, and four
+        // bytes for a place, which is what a hash map's is.
+        let result = unsafe {
+            libbpf_rs::libbpf_sys::bpf_map_lookup_batch(
+                self.map.as_fd().as_raw_fd(),
+                place.cast(),
+                (&raw mut next).cast(),
+                keys.as_mut_ptr().cast(),
+                values.as_mut_ptr().cast(),
+                &raw mut count,
+                &raw const opts,
+            )
+        };
+        let last = match result {
+            0 => false,
+            error if error == -libc::ENOENT => true,
+            error => return Err(std::io::Error::from_raw_os_error(-error).into()),
+        };
+        let keys = keys.chunks_exact(size_of::<K>()).filter_map(K::read);
+        let values = values.chunks_exact(size_of::<V>()).filter_map(V::read);
+        let entries = keys.zip(values).take(count as usize).collect();
+        Ok((entries, (!last).then_some(Cursor(next))))
+    }
+
     /// Bytes of kernel memory, as the kernel reckons them; `None` where it does not tell.
     pub fn memory(&self) -> libbpf_rs::Result<Option<u64>> {
         Ok(self.map.query_fdinfo()?.memlock)
@@ -94,6 +131,13 @@ impl<K: Record, V: Record> Table<K, V> {
         self.map.max_entries()
     }
 }
+
+/// Entries of a table, and the place where to go on.
+pub(super) type Batch<K, V> = (Vec<(K, V)>, Option<Cursor>);
+
+/// A place in the walk of a table.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cursor(u32);
 
 /// Every map that userspace writes or reads.
 #[derive(Debug)]

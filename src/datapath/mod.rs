@@ -9,10 +9,12 @@
 //! * `skeleton`, `record`, `maps`: what libbpf-cargo generates, its types as bytes, the maps typed.
 //! * `registry`: pools → services, backends, schedules, under lasting numbers; `routes`.
 //! * `ways`, `mirror`: routes and neighbours as XDP needs them.
+//! * `mapped`: variables of the kernel's programs as memory of ours.
 //! * `gate`, `clock`: the lease that the kernel enforces, and the jiffies that it is timed by.
 //! * `collector`: flows that are over. `live`: how many there are of each, put right.
 //! * `counters`: what was counted, read from the pins.
 //! * `fragments`: those that came ahead of the first of their datagram.
+//! * `replica`, `ring`: the flow tables as replication sees them, and their changes.
 //! * `sessions`: the flows there are, to be listed.
 //!
 //! Once it is attached, packets never pass through here.
@@ -28,11 +30,14 @@ pub mod gate;
 pub mod hooks;
 pub mod live;
 pub mod load;
+mod mapped;
 pub mod maps;
 mod mirror;
 mod nic;
 pub mod record;
 mod registry;
+pub mod replica;
+pub mod ring;
 pub mod routes;
 pub mod sessions;
 pub mod skeleton;
@@ -40,6 +45,7 @@ pub mod slices;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -57,6 +63,7 @@ use self::load::{Error, Loaded, Sizes};
 use self::maps::Maps;
 use self::mirror::Mirror;
 use self::registry::Registry;
+use self::replica::Replica;
 use self::sessions::{Sessions, Wanted};
 use crate::pool::Pool;
 
@@ -77,6 +84,8 @@ pub struct Datapath {
     /// Works by itself.
     _fragments: Fragments,
     state: Mutex<State>,
+    /// Counts the changes of services' and backends' numbers.
+    revision: Arc<AtomicU64>,
     /// Last, so that it is let go of when everything else has ended.
     _claim: Claim,
 }
@@ -148,6 +157,7 @@ impl Datapath {
             collector,
             _fragments: fragments,
             state: Mutex::new(State::new(registry, Hooks::new(hook), drain)),
+            revision: Arc::new(AtomicU64::new(1)),
             _claim: claim,
         };
         datapath.apply(pools, vips)?;
@@ -159,6 +169,9 @@ impl Datapath {
     pub fn apply(&self, pools: &[Arc<Pool>], vips: &[Vip]) -> Result<(), Error> {
         let mut state = self.state.lock().expect("no panic while it is held");
         let applied = state.registry.apply(pools, vips)?;
+        if applied.renumbered {
+            self.revision.fetch_add(1, Ordering::Release);
+        }
         state.interfaces = applied.interfaces.into_iter().collect();
         for ifindex in state.interfaces.clone() {
             state.hooks.attach(&self.loaded, ifindex)?;
@@ -210,6 +223,17 @@ impl Datapath {
         let now = self.loaded.jiffies()? as u32;
         let walk = sessions::Walk { maps: &self.maps, clock: self.clock, now, pools, wanted };
         walk.run().map_err(Error::bpf("read the flows"))
+    }
+
+    /// Whether flows end by their timeouts here; not where they are copies of another node's.
+    pub fn end_flows(&self, here: bool) {
+        self.collector.pause(!here);
+    }
+
+    /// The tables for replication. To be asked for once.
+    pub fn replica(&self) -> Result<Replica, Error> {
+        let revision = Arc::clone(&self.revision);
+        Replica::new(self.loaded.clone(), Arc::clone(&self.maps), self.clock, revision)
     }
 
     /// Jiffies now, as flows have them (their low 32 bits).

@@ -59,6 +59,7 @@ records! {
     neighbour_key = 20,
     neighbour = 12,
     repair = 12,
+    event = 48,
 }
 
 // SAFETY: an integer.

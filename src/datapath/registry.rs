@@ -71,6 +71,8 @@ pub(super) struct Applied {
     pub(super) interfaces: HashSet<u32>,
     /// Whether a backend has gone, whose flows are to be removed.
     pub(super) gone: bool,
+    /// Whether a number was given out or taken back.
+    pub(super) renumbered: bool,
 }
 
 impl Numbers {
@@ -162,6 +164,7 @@ impl Registry {
         self.remove_services(&pools).map_err(write())?;
         self.set_addresses(&pools, vips).map_err(write())?;
         let mut backends = HashSet::new();
+        let before = (self.service_numbers.next, self.backend_numbers.next);
         for pool in &pools {
             let service = &pool.service;
             let id = self.service_number(service)?;
@@ -208,6 +211,8 @@ impl Registry {
             self.services.insert((service.listen, service.protocol), id);
         }
         applied.gone = self.retire_backends(&backends).map_err(write())?;
+        let after = (self.service_numbers.next, self.backend_numbers.next);
+        applied.renumbered = applied.gone || before != after;
         self.remove_servers(&pools).map_err(write())?;
         Ok(applied)
     }

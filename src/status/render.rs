@@ -6,7 +6,10 @@ use std::fmt::Write as _;
 use baton_ha::vrrp::router::{Reason, State};
 use serde::Serialize;
 
-use super::{DatapathStatus, Election, HookStatus, PeerState, ServiceStatus, Status};
+use super::{
+    DatapathStatus, Election, FromActive, HookStatus, PeerState, ReplicaStatus, ReplicationStatus,
+    ServiceStatus, Status,
+};
 use crate::datapath::counters::Traffic;
 use crate::pool::Admin;
 use crate::table::Table;
@@ -37,8 +40,50 @@ impl Status {
         if let Some(datapath) = &self.datapath {
             datapath.write(text)?;
         }
+        if let Some(replication) = &self.replication {
+            replication.write(text)?;
+        }
         for service in &self.services {
             service.write(text)?;
+        }
+        Ok(())
+    }
+}
+
+impl ReplicationStatus {
+    fn write(&self, text: &mut String) -> std::fmt::Result {
+        match self.from {
+            Some(FromActive::Nothing) => writeln!(text, "Flows: none of the Active's are known")?,
+            Some(FromActive::Snapshot) => writeln!(text, "Flows: the Active's are on their way")?,
+            Some(FromActive::InSync) => writeln!(text, "Flows: in sync with the Active")?,
+            Some(FromActive::Stale) => {
+                writeln!(text, "Flows: as they were when the channel to the Active was lost")?;
+            }
+            None => {}
+        }
+        for to in &self.to {
+            let ReplicaStatus { peer, lag_changes, lag_ms, .. } = to;
+            match (&to.why, to.surviving) {
+                (None, Some(share)) => writeln!(
+                    text,
+                    "Flows: {peer} is in sync, {} behind ({lag_ms:.0} ms); {:.2} % would survive \
+                     this node now",
+                    counted(*lag_changes, "change"),
+                    // Never rounded up to all.
+                    (share * 1e4).floor() / 1e2
+                )?,
+                (why, _) => {
+                    let why = why.as_deref().unwrap_or("it is not in sync");
+                    writeln!(text, "! flows would not survive this node on {peer}: {why}")?;
+                }
+            }
+        }
+        if self.unplaced > 0 {
+            let unplaced = counted(self.unplaced, "flow");
+            writeln!(
+                text,
+                "! {unplaced} of the Active's have no service or backend in this node's file"
+            )?;
         }
         Ok(())
     }

@@ -273,6 +273,17 @@ impl Source {
         })
     }
 
+    /// Changes that the slowest peer was not sent yet.
+    pub fn backlog(&self) -> u64 {
+        let behind = |peer: &Peer| self.journal.head().saturating_sub(peer.cursor);
+        self.peers.values().filter(|peer| peer.subscribed).map(behind).max().unwrap_or(0)
+    }
+
+    /// Whether anybody is to be sent changes.
+    pub fn has_peers(&self) -> bool {
+        self.active && self.peers.values().any(|peer| peer.subscribed)
+    }
+
     /// How a peer stands; `None` without a session with it, or without a subscription.
     pub fn standing(&self, now: Instant, id: PeerId) -> Option<Standing> {
         let peer = self.peers.get(&id).filter(|peer| peer.subscribed)?;

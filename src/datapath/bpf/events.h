@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
  * What happens to flows, for replication: one event for each flow that is established or ends.
- * Off (`report_events`) until somebody reads them. When the ring is full, the event is lost and
- * counted (`events_lost`): the reader is out of sync from then on and compares tables.
+ * Off (`reporting.on`) until somebody reads them. When the ring is full, the event is lost and
+ * counted: the reader is out of sync from then on and compares tables.
  */
 #pragma once
 
@@ -28,19 +28,27 @@ struct {
 	__uint(max_entries, EVENT_RING);
 } events SEC(".maps");
 
-volatile __u32 report_events;
-volatile __u64 events_lost;
+struct reporting {
+	/* Events that found no room. */
+	__u64 lost;
+	/* Whether anybody reads them. */
+	__u32 on;
+	__u32 pad;
+};
+
+/* In a section, so in a map, of its own: userspace maps it. */
+volatile struct reporting reporting SEC(".data.events");
 
 static __always_inline void emit(enum event_kind kind, const struct flow_key *key,
 				 const struct flow *flow)
 {
 	struct event *event;
 
-	if (!report_events)
+	if (!reporting.on)
 		return;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
-		__sync_fetch_and_add(&events_lost, 1);
+		__sync_fetch_and_add(&reporting.lost, 1);
 		return;
 	}
 	event->kind = kind;

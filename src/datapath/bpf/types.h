@@ -204,7 +204,9 @@ struct flow {
 	__u8 flags;
 	/* enum counted */
 	__u8 counted;
-	__u8 pad[2];
+	/* Of the replication that wrote it; 0: begun here. Userspace only. */
+	__u8 generation;
+	__u8 pad;
 	/* When the client's last packet came. */
 	__u32 seen;
 	/* When the flow began. */
