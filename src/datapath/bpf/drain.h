@@ -19,7 +19,7 @@ struct {
 } draining SEC(".maps");
 
 /* Drops a packet of no flow, unless the older filter may know it. */
-static __noinline int drop_or_drain(const struct packet *packet, enum drop_reason reason)
+static __always_inline int drop_or_drain(const struct packet *packet, enum drop_reason reason)
 {
 	__u32 ifindex = packet->ifindex;
 

@@ -153,7 +153,7 @@ static __noinline int parse_error(void *data, void *end, __u32 size, struct pack
 		return ours ? drop(DROP_ICMP_FORGED) : VERDICT_PASS;
 	/* Where its ports should be is payload. */
 	if (quoted.later_fragment)
-		return ours ? drop_or_drain(packet, DROP_ICMP_NO_FLOW) : VERDICT_PASS;
+		return ours ? drop(DROP_ICMP_NO_FLOW) : VERDICT_PASS;
 	packet->source = quoted.destination;
 	packet->source_port = quoted.destination_port;
 	packet->destination_port = quoted.source_port;
