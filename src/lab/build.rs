@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use baton_ha::channel::key::ClusterKey;
+use baton_ha::vrrp::router::State;
+
 use super::netns::{Netns, run};
 use super::process::{self, Daemon, Lifetime, Process, Started};
 use super::topology::{
@@ -16,9 +19,10 @@ use super::topology::{
 };
 use super::{
     Doing, LabError, LabOptions, Mode, STATE, Servers, Software, check_name, check_root, drill,
-    files, wiring,
+    files, state, wiring,
 };
 use crate::datapath::bpffs;
+use crate::status::FromActive;
 
 /// How long servers may take to listen, and the first relay to become Active.
 pub(super) const READY_PATIENCE: Duration = Duration::from_secs(10);
@@ -115,6 +119,11 @@ impl Lab {
         if self.options.mode != Mode::Proxy {
             // In here, so that pins outlive the mount namespaces of the daemons.
             bpffs::mount_bpffs().doing("mounting a bpffs")?;
+        }
+        let key = files::key(&self.dir);
+        if files::replicates(self.options.mode) && !key.exists() {
+            let new = ClusterKey::generate().and_then(|new| new.save(&key));
+            new.doing("making the cluster's key")?;
         }
         if self.options.mode == Mode::Dsr {
             for backend in self.nodes(Role::Backend) {
@@ -259,6 +268,9 @@ impl Lab {
         for relay in others {
             self.start_relay(relay)?;
         }
+        if self.options.software == Software::Baton {
+            others.iter().try_for_each(|relay| self.await_backup(relay))?;
+        }
         self.record(false)?;
         Ok(first.clone())
     }
@@ -276,6 +288,30 @@ impl Lab {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Waits until a relay is Backup, and has the Active's flows where they are replicated.
+    fn await_backup(&mut self, relay: &str) -> Result<(), LabError> {
+        let deadline = Instant::now() + READY_PATIENCE;
+        let socket = process::socket(&self.dir, relay);
+        loop {
+            let status = state::ask(&socket);
+            let election = status.as_ref().and_then(|status| status.election.as_ref());
+            let backup = election.is_some_and(|election| election.state == State::Backup);
+            let flows = status.as_ref().and_then(|status| status.replication.as_ref()?.from);
+            if backup
+                && (!files::replicates(self.options.mode) || flows == Some(FromActive::InSync))
+            {
+                return Ok(());
+            }
+            self.check_daemon(relay, "relay")?;
+            if Instant::now() > deadline {
+                let what = format!("is no Backup that could take over within {READY_PATIENCE:?}");
+                return Err(self.daemon_error(relay, "relay", what));
+            }
+            drill::check_signals()?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The relays on whose interface the VIP is, asked of their kernels.

@@ -1,8 +1,8 @@
 //! The configuration of every daemon of the lab, written from its [`Topology`]. Pure.
 
 use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Mode;
@@ -12,6 +12,10 @@ use super::topology::{
     VIP_FRONT6,
 };
 
+/// Of the peer channel.
+const CHANNEL_PORT: u16 = 8112;
+/// Between two heartbeats on it.
+const HEARTBEAT: &str = "10ms";
 /// Virtual router identifier of the lab's cluster.
 const VRID: u8 = 77;
 /// Of the relays, in order.
@@ -163,6 +167,21 @@ pub(super) fn dsr_addresses() -> String {
     format!("addr add {VIP_FRONT}/32 dev lo\naddr add {VIP_FRONT6}/128 dev lo nodad\n")
 }
 
+/// Whether relays have flows that another could go on with.
+pub(super) fn replicates(mode: Mode) -> bool {
+    mode != Mode::Proxy
+}
+
+/// Where the cluster's key is.
+pub(super) fn key(dir: &Path) -> PathBuf {
+    dir.join("cluster.key")
+}
+
+fn back(node: &Node) -> Ipv4Addr {
+    let link = node.links.iter().find(|link| link.segment == Segment::Back);
+    link.expect("relays are on the back").v4
+}
+
 /// The relay's file for `baton run`.
 pub(super) fn baton(
     topology: &Topology,
@@ -181,6 +200,15 @@ pub(super) fn baton(
         let addresses = addresses.join(", ");
         peers +=
             &format!("\n[[cluster.peers]]\nname = \"{}\"\naddresses = [{addresses}]\n", peer.name);
+        if replicates(mode) {
+            let _ = writeln!(peers, "channel = \"{}:{CHANNEL_PORT}\"", back(peer));
+        }
+    }
+    let mut channel = String::new();
+    if replicates(mode) {
+        let _ = writeln!(channel, "channel = \"{}:{CHANNEL_PORT}\"", back(relay));
+        let _ = writeln!(channel, "key_file = \"{}\"", key(dir).display());
+        let _ = writeln!(channel, "heartbeat = \"{HEARTBEAT}\"");
     }
     let mut text = format!(
         "\
@@ -193,7 +221,7 @@ shutdown_grace = \"2s\"
 
 [cluster]
 name = \"{lab}\"
-{peers}
+{channel}{peers}
 [election]
 vrid = {VRID}
 priority = {priority}

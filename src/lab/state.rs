@@ -70,13 +70,16 @@ pub fn status(name: &str) -> Result<LabStatus, LabError> {
 }
 
 /// What the daemon behind a control socket says it is.
-fn state(socket: &Path) -> String {
+pub(super) fn ask(socket: &Path) -> Option<Status> {
     const PATIENCE: Duration = Duration::from_millis(500);
-    let status = match control::ask(socket, &Request::Status, PATIENCE) {
-        Ok(Reply::Ok(value)) => serde_json::from_value::<Status>(value).ok(),
+    match control::ask(socket, &Request::Status, PATIENCE) {
+        Ok(Reply::Ok(value)) => serde_json::from_value(value).ok(),
         Ok(Reply::Error(_)) | Err(_) => None,
-    };
-    match status.and_then(|status| status.election) {
+    }
+}
+
+fn state(socket: &Path) -> String {
+    match ask(socket).and_then(|status| status.election) {
         Some(election) => format!("{:?}", election.state),
         None => "no answer".to_owned(),
     }
