@@ -314,6 +314,7 @@ fn pin_maps(open: &mut OpenDatapathSkel<'static>, folder: &Path) -> Result<(), E
         ("half_affinities", &mut maps.half_affinities),
         ("events", &mut maps.events),
         ("gate", &mut maps.data_gate),
+        ("changes", &mut maps.data_changes),
         ("legs", &mut maps.legs),
         ("ways", &mut maps.ways),
         ("neighbours", &mut maps.neighbours),

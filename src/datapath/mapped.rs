@@ -54,6 +54,14 @@ impl Mapped<types::reporting> {
     }
 }
 
+impl Mapped<u32> {
+    /// How often tables were changed of which the kernel keeps what it found (recent.h).
+    pub(super) fn changes(&self) -> &AtomicU32 {
+        // SAFETY: the mapping lives as long as `self`, and a page is aligned to anything.
+        unsafe { AtomicU32::from_ptr(self.page.as_ptr()) }
+    }
+}
+
 impl<T> Drop for Mapped<T> {
     fn drop(&mut self) {
         // SAFETY: mapped in `map`, with this length; nothing refers to it any more.

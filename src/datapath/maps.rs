@@ -3,9 +3,12 @@
 use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use libbpf_rs::{ErrorExt as _, MapCore as _, MapFlags, MapHandle, MapMut, MapType};
 
+use super::mapped::Mapped;
 use super::record::Record;
 use super::skeleton::types;
 use super::slices::Slices;
@@ -18,6 +21,8 @@ const SERVICE_BACKENDS: usize = 1024;
 #[derive(Debug)]
 pub struct Table<K, V> {
     map: MapHandle,
+    /// Counted up after each change, where the kernel keeps what it found a moment ago.
+    changes: Option<Arc<Mapped<u32>>>,
     types: PhantomData<fn() -> (K, V)>,
 }
 
@@ -27,10 +32,15 @@ impl<K: Record, V: Record> Table<K, V> {
         let map = MapHandle::try_from(map)?;
         debug_assert_eq!(map.key_size() as usize, size_of::<K>(), "{:?}", map.name());
         debug_assert_eq!(map.value_size() as usize, size_of::<V>(), "{:?}", map.name());
-        Ok(Self { map, types: PhantomData })
+        Ok(Self { map, changes: None, types: PhantomData })
     }
 
-    /// The same of a map that is pinned.
+    /// The same of a table of which the kernel keeps what it found.
+    fn kept(map: &MapMut<'_>, changes: &Arc<Mapped<u32>>) -> libbpf_rs::Result<Self> {
+        Ok(Self { changes: Some(Arc::clone(changes)), ..Self::new(map)? })
+    }
+
+    /// The same of a map that is pinned, to be read.
     pub(super) fn pinned(path: &Path) -> libbpf_rs::Result<Self> {
         let map = MapHandle::from_pinned_path(path)?;
         if (map.key_size() as usize, map.value_size() as usize) != (size_of::<K>(), size_of::<V>())
@@ -38,7 +48,7 @@ impl<K: Record, V: Record> Table<K, V> {
             let wrong = format!("{} holds other records than expected", path.display());
             return Err(std::io::Error::other(wrong).into());
         }
-        Ok(Self { map, types: PhantomData })
+        Ok(Self { map, changes: None, types: PhantomData })
     }
 
     /// What a key has.
@@ -48,12 +58,23 @@ impl<K: Record, V: Record> Table<K, V> {
 
     /// Gives a key a value, whether it had one or not.
     pub fn set(&self, key: &K, value: &V) -> libbpf_rs::Result<()> {
-        self.map.update(key.bytes(), value.bytes(), MapFlags::ANY)
+        let done = self.map.update(key.bytes(), value.bytes(), MapFlags::ANY);
+        self.count_change();
+        done
+    }
+
+    fn count_change(&self) {
+        if let Some(changes) = &self.changes {
+            // What was found before is looked for again.
+            changes.changes().fetch_add(1, Ordering::Release);
+        }
     }
 
     /// Removes a key; that it is not there is no error.
     pub fn remove(&self, key: &K) -> libbpf_rs::Result<()> {
-        match self.map.delete(key.bytes()) {
+        let done = self.map.delete(key.bytes());
+        self.count_change();
+        match done {
             Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => Ok(()),
             other => other,
         }
@@ -194,11 +215,12 @@ pub struct Maps {
 
 impl Maps {
     pub(super) fn of(maps: &super::skeleton::DatapathMaps<'_>) -> libbpf_rs::Result<Self> {
+        let changes = Arc::new(Mapped::map(maps.data_changes.as_fd())?);
         Ok(Self {
-            services: Table::new(&maps.services)?,
+            services: Table::kept(&maps.services, &changes)?,
             service_table: Table::new(&maps.service_table)?,
             backend_table: Table::new(&maps.backend_table)?,
-            servers: Table::new(&maps.servers)?,
+            servers: Table::kept(&maps.servers, &changes)?,
             addresses: Table::new(&maps.addresses)?,
             schedules: Schedules(MapHandle::try_from(&maps.schedules)?),
             flows: Table::new(&maps.flows)?,
@@ -216,9 +238,9 @@ impl Maps {
             half_affinities: Table::new(&maps.half_affinities)?,
             sweep: Table::new(&maps.sweep)?,
             draining: Table::new(&maps.draining)?,
-            legs: Table::new(&maps.legs)?,
-            ways: Table::new(&maps.ways)?,
-            neighbours: Table::new(&maps.neighbours)?,
+            legs: Table::kept(&maps.legs, &changes)?,
+            ways: Table::kept(&maps.ways, &changes)?,
+            neighbours: Table::kept(&maps.neighbours, &changes)?,
         })
     }
 }

@@ -249,3 +249,19 @@ fn two_flows_that_replies_could_not_be_told_apart_of_do_not_meet() {
     let clash = Packet::udp(CLIENT, "10.77.0.100:81");
     assert_eq!(kernel.fate(&clash), dropped(drop_reason::DROP_PORTS_EXHAUSTED));
 }
+
+/// What was found a moment ago is kept (recent.h), but for no longer than it is so.
+#[test]
+fn what_is_taken_away_is_gone_with_the_next_packet() {
+    let mut kernel = Kernel::new();
+    kernel.service(1, forward_mode::MODE_NAT, (VIP, UDP), NAT, &BACKENDS[..1]);
+    let packet = Packet::udp(CLIENT, VIP);
+    let answer = kernel.sent(&packet).answer(Transport::Udp);
+    kernel.sent(&answer);
+    let keys: Vec<_> = kernel.maps.servers.slices(256).unwrap().map(|(key, _)| key).collect();
+    keys.iter().for_each(|key| kernel.maps.servers.remove(key).unwrap());
+    assert_eq!(kernel.fate(&answer), Fate::Passed);
+    let keys: Vec<_> = kernel.maps.services.slices(256).unwrap().map(|(key, _)| key).collect();
+    keys.iter().for_each(|key| kernel.maps.services.remove(key).unwrap());
+    assert_eq!(kernel.fate(&packet), Fate::Passed);
+}

@@ -54,6 +54,10 @@
 #define NEIGHBOURS 16384
 /* Jiffies within which the use of a neighbour is noted once. */
 #define USED_GRAIN 100
+/* What was found a moment ago is kept of so many services, servers and ways, per CPU; the latest
+ * takes the place of an older one. Powers of two. */
+#define RECENT_ENDS 64
+#define RECENT_WAYS 256
 
 /* A step's verdict, or `GO_ON` to the next. */
 enum verdict {

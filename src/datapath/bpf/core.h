@@ -107,13 +107,10 @@ static __always_inline int plan_to_client(const struct reply *reply, struct plan
 /* From a server, perhaps to a client. */
 static __always_inline int plan_outbound(struct packet *packet, __u32 server, struct plan *plan)
 {
-	struct reply reply = {};
-	int verdict;
+	int verdict = GO_ON;
+	struct reply *reply = find_reply(packet, server, &verdict);
 
-	verdict = find_reply(packet, server, &reply);
-	if (verdict != GO_ON)
-		return verdict;
-	return plan_to_client(&reply, plan);
+	return reply ? plan_to_client(reply, plan) : verdict;
 }
 
 /* The flow that a client's packet is of, whatever state it is in; NULL: none. */

@@ -564,8 +564,7 @@ static __always_inline int find_flow(struct packet *packet, const struct flow_ke
 }
 
 /* A reply of a flow that is half-open: notes what it shows. UDP is established by it. */
-static __noinline int reply_half_open(struct packet *packet, const struct reply_key *key,
-				      struct reply *found)
+static __noinline int reply_half_open(struct packet *packet, const struct reply_key *key)
 {
 	struct half_reply *half = bpf_map_lookup_elem(&half_replies, key);
 	struct flow_key flow_key;
@@ -590,7 +589,6 @@ static __noinline int reply_half_open(struct packet *packet, const struct reply_
 	} else if (packet->tcp_flags & TCP_RST) {
 		half->reply.flags |= FLOW_RST;
 	}
-	*found = half->reply;
 	if (packet->protocol == IPPROTO_TCP)
 		return GO_ON;
 	service_id = flow_key.service;
@@ -612,8 +610,27 @@ static __noinline int is_reply(struct packet *packet, __u32 server)
 	return bpf_map_lookup_elem(&replies, &key) || bpf_map_lookup_elem(&half_replies, &key);
 }
 
-/* The flow that a packet from a server belongs to; `VERDICT_PASS`: none. */
-static __always_inline int find_reply(struct packet *packet, __u32 server, struct reply *found)
+/* A reply of a flow that is not established; NULL as below. Looked for again afterwards, by then
+ * in one table or the other: there is no room on the stack for a copy. */
+static __always_inline struct reply *reply_slow(struct packet *packet, const struct reply_key *key,
+						int *verdict)
+{
+	struct half_reply *half;
+	struct reply *reply;
+
+	*verdict = reply_half_open(packet, key);
+	if (*verdict != GO_ON)
+		return NULL;
+	half = bpf_map_lookup_elem(&half_replies, key);
+	reply = half ? &half->reply : bpf_map_lookup_elem(&replies, key);
+	if (!reply)
+		*verdict = drop(DROP_STALE);
+	return reply;
+}
+
+/* The flow that a packet from a server belongs to; NULL: as the verdict says, `VERDICT_PASS` where
+ * there is none. */
+static __always_inline struct reply *find_reply(struct packet *packet, __u32 server, int *verdict)
 {
 	struct reply_key key = {
 		.address = packet->destination,
@@ -623,12 +640,11 @@ static __always_inline int find_reply(struct packet *packet, __u32 server, struc
 	struct reply *reply = bpf_map_lookup_elem(&replies, &key);
 
 	if (!reply)
-		return reply_half_open(packet, &key, found);
+		return reply_slow(packet, &key, verdict);
 	touch_reply(reply, packet);
 	if (packet->tcp_flags & (TCP_RST | TCP_SYN))
 		turn_by_backend(packet, reply);
 	if (packet->tcp_flags & (TCP_FIN | TCP_RST))
 		note_end_of_reply(reply);
-	*found = *reply;
-	return GO_ON;
+	return reply;
 }

@@ -7,6 +7,7 @@
 
 #include "bounds.h"
 #include "parse.h"
+#include "recent.h"
 #include "types.h"
 
 /* VIP, port, protocol -> id. A service that has no room is refused by the configuration. */
@@ -74,30 +75,48 @@ static __always_inline int is_server_address(struct address *address)
 }
 
 /* The service that a packet is for, with its id; NULL: none. */
-static __always_inline struct service *find_service(struct packet *packet, __u32 *id)
+static __noinline struct service *find_service(struct packet *packet, __u32 *id)
 {
 	struct service_key key = {
 		.vip = packet->destination,
 		.port = packet->destination_port,
 		.protocol = packet->protocol,
 	};
-	__u32 *found = bpf_map_lookup_elem(&services, &key);
+	struct recent_end *recent = recent_end(RECENT_SERVICES, &key);
+	__u32 before = changes;
+	__u32 *found;
 
-	if (!found)
-		return NULL;
-	*id = *found;
+	if (recent && is_recent(recent, &key, before)) {
+		*id = recent->number;
+	} else {
+		found = bpf_map_lookup_elem(&services, &key);
+		if (!found)
+			return NULL;
+		*id = *found;
+		if (recent)
+			keep_end(recent, &key, *id, before);
+	}
 	return bpf_map_lookup_elem(&service_table, id);
 }
 
 /* The number of the server that a packet comes from; 0: none. */
-static __always_inline __u32 find_server(struct packet *packet)
+static __noinline __u32 find_server(struct packet *packet)
 {
-	struct server_key key = {
-		.address = packet->source,
+	struct service_key key = {
+		.vip = packet->source,
 		.port = packet->source_port,
 		.protocol = packet->protocol,
 	};
-	__u32 *found = bpf_map_lookup_elem(&servers, &key);
+	struct recent_end *recent = recent_end(RECENT_SERVERS, &key);
+	__u32 before = changes;
+	__u32 *found;
 
-	return found ? *found : 0;
+	if (recent && is_recent(recent, &key, before))
+		return recent->number;
+	found = bpf_map_lookup_elem(&servers, &key);
+	if (!found)
+		return 0;
+	if (recent)
+		keep_end(recent, &key, *found, before);
+	return *found;
 }

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "core.h"
+#include "recent.h"
 
 enum leg_flag {
 	/* Frames that came by another interface can be redirected to it. */
@@ -87,18 +88,41 @@ struct way_out {
 	__u8 source[6];
 };
 
-/* Finds the way of a packet to `to` out of the plan's interface; `direct`: it is a neighbour
- * whatever the routes say. Fails where the TC hook has to see to it. */
-static __noinline int find_way(const struct packet *packet, const struct plan *plan,
-			       const struct address *to, int direct, struct way_out *out)
+/* A way that was found a moment ago, see recent.h. */
+struct recent_way {
+	struct address to;
+	/* Of no use while it is 0. */
+	__u32 ifindex;
+	__u32 direct;
+	__u32 changes;
+	/* When it was looked up, low 32 bits of jiffies64. */
+	__u32 since;
+	__u32 mtu;
+	/* Whether frames that came by another interface can go this way. */
+	__u32 redirect;
+	struct way_out out;
+};
+
+struct recent_ways {
+	struct recent_way ways[RECENT_WAYS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct recent_ways);
+	__uint(max_entries, 1);
+} recent_ways SEC(".maps");
+
+static __always_inline int look_for_way(const struct packet *packet, const struct plan *plan,
+				   const struct address *to, int direct, struct recent_way *found)
 {
 	__u32 ifindex = plan->ifindex;
 	struct neighbour_key key = { .address = *to, .ifindex = ifindex };
 	struct leg *leg = bpf_map_lookup_elem(&legs, &ifindex);
 	struct neighbour *neighbour;
 
-	if (!leg || packet->length + plan->outer > leg->mtu ||
-	    (ifindex != packet->ifindex && !(leg->flags & LEG_REDIRECT)))
+	if (!leg || !found)
 		return -1;
 	if (!direct) {
 		struct way_key route = { .prefix = 160, .ifindex = ifindex, .to = *to };
@@ -115,7 +139,43 @@ static __noinline int find_way(const struct packet *packet, const struct plan *p
 	/* Now and then is enough, and leaves the cache line alone. */
 	if (packet->now - neighbour->used > USED_GRAIN)
 		neighbour->used = packet->now;
-	__builtin_memcpy(out->destination, neighbour->mac, sizeof(out->destination));
-	__builtin_memcpy(out->source, leg->mac, sizeof(out->source));
+	found->mtu = leg->mtu;
+	found->redirect = leg->flags & LEG_REDIRECT;
+	__builtin_memcpy(found->out.destination, neighbour->mac, sizeof(found->out.destination));
+	__builtin_memcpy(found->out.source, leg->mac, sizeof(found->out.source));
 	return 0;
+}
+
+/* Finds the way of a packet to `to` out of the plan's interface; `direct`: it is a neighbour
+ * whatever the routes say. NULL where the TC hook has to see to it. */
+static __noinline struct way_out *find_way(const struct packet *packet,
+						const struct plan *plan, const struct address *to,
+						int direct)
+{
+	__u32 place = bpf_ntohl(to->words[3]) ^ bpf_ntohl(to->words[1]);
+	__u32 zero = 0, before = changes;
+	struct recent_ways *all = bpf_map_lookup_elem(&recent_ways, &zero);
+	struct recent_way *way;
+
+	if (!all)
+		return NULL;
+	way = &all->ways[place % RECENT_WAYS];
+	/* For no longer than the use of a neighbour need not be noted again. */
+	if (way->ifindex != plan->ifindex || way->changes != before || way->direct != direct ||
+	    packet->now - way->since > USED_GRAIN || !same_address(&way->to, to)) {
+		way->ifindex = 0;
+		barrier();
+		if (look_for_way(packet, plan, to, direct, way))
+			return NULL;
+		way->to = *to;
+		way->direct = direct;
+		way->changes = before;
+		way->since = packet->now;
+		barrier();
+		way->ifindex = plan->ifindex;
+	}
+	if (packet->length + plan->outer > way->mtu ||
+	    (plan->ifindex != packet->ifindex && !way->redirect))
+		return NULL;
+	return &way->out;
 }

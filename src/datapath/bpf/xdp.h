@@ -34,14 +34,13 @@ static __always_inline int xdp_checksum(void *data, void *end, const struct pack
 	return 0;
 }
 
-/* The destination's Ethernet address and our own; fails where TC has to see to it. */
-static __always_inline int xdp_way(const struct packet *packet, const struct plan *plan,
-				   struct way_out *way)
+/* The destination's Ethernet address and our own; NULL where TC has to see to it. */
+static __always_inline struct way_out *xdp_way(const struct packet *packet,
+					       const struct plan *plan)
 {
 	int direct = plan->mode == MODE_DSR_L2;
-	const struct address *to = direct ? &plan->next_hop : &plan->destination;
 
-	return find_way(packet, plan, to, direct, way);
+	return find_way(packet, plan, direct ? &plan->next_hop : &plan->destination, direct);
 }
 
 static __always_inline int xdp_send(const struct packet *packet, const struct plan *plan)
@@ -58,12 +57,12 @@ static __always_inline int xdp_forward(struct xdp_md *xdp, struct packet *packet
 	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
 	struct ethhdr *ethernet = data;
 	struct change change = {};
-	struct way_out way;
+	struct way_out *way = xdp_way(packet, plan);
 
-	if (xdp_way(packet, plan, &way))
+	if (!way)
 		return hand_over(xdp);
 	if (plan->mode == MODE_DSR_IPIP) {
-		if (xdp_encapsulate(xdp, packet, plan, way.destination, way.source)) {
+		if (xdp_encapsulate(xdp, packet, plan, way->destination, way->source)) {
 			drop(DROP_REWRITE);
 			return XDP_DROP;
 		}
@@ -77,8 +76,8 @@ static __always_inline int xdp_forward(struct xdp_md *xdp, struct packet *packet
 		drop(DROP_REWRITE);
 		return XDP_DROP;
 	}
-	__builtin_memcpy(ethernet->h_dest, way.destination, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_source, way.source, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_dest, way->destination, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, way->source, ETH_ALEN);
 	return xdp_send(packet, plan);
 }
 

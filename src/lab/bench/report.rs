@@ -321,7 +321,8 @@ fn packets(report: &Report) -> String {
         let mut row = vec![(*packet).to_owned(), flows.to_string()];
         row.extend([xdp.bare, xdp.added, xdp.spread()].map(|value| format!("{value:.0}")));
         row.push(format!("{speed:.2}"));
-        row.extend([tc.bare, tc.added, tc.spread()].map(|value| format!("{value:.0}")));
+        let tc = tc.map(|tc| [tc.bare, tc.added, tc.spread()].map(|value| format!("{value:.0}")));
+        row.extend(tc.unwrap_or_default());
         table.row(row);
     }
     text += &table.to_string();

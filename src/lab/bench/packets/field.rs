@@ -22,6 +22,8 @@ use crate::lab::netns::Netns;
 use crate::lab::{Doing as _, LabError};
 use crate::pool::Pool;
 
+/// Flows that a table has room for at least.
+const FEWEST: u32 = 1024;
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 100);
 const PORT: u16 = 80;
 const SERVER_PORT: u16 = 8080;
@@ -87,6 +89,7 @@ impl Drop for Field {
 impl Field {
     pub(super) fn new(case: Case, most: u32) -> Result<Self, LabError> {
         let doing = "setting the datapath up";
+        let most = most.max(FEWEST);
         let text = configuration(case, most);
         let config = Config::parse(Path::new("bench"), &text).map_err(other).doing(doing)?;
         let pools: Vec<_> =
@@ -161,7 +164,8 @@ impl Field {
     pub(super) fn measure(&mut self, rounds: usize) -> Result<Cost, LabError> {
         let segment = self.segment();
         self.track.set(&segment, self.filled);
-        let (xdp, tc) = (self.hook(Hook::Xdp, rounds)?, self.hook(Hook::Tc, rounds)?);
+        let xdp = self.hook(Hook::Xdp, rounds)?;
+        let tc = self.case.tc.then(|| self.hook(Hook::Tc, rounds)).transpose()?;
         let speed = xdp.bare / (xdp.bare + xdp.added);
         Ok(Cost { packet: self.case.name, flows: self.filled, xdp, tc, speed })
     }
@@ -173,7 +177,7 @@ impl Field {
             Hook::Tc => loaded.tc().as_fd(),
         };
         // One of each to warm up, and to see the packets counted.
-        let before = self.packets()?;
+        let (before, handed) = (self.packets()?, self.track.handed());
         let (mut bare, mut added) = (Vec::new(), Vec::new());
         for round in 0..=rounds {
             check_signals()?;
@@ -187,7 +191,7 @@ impl Field {
                 added.push(handled - written);
             }
         }
-        let (counted, due) = (self.packets()? - before, u64::from(FRAMES) * (rounds as u64 + 1));
+        let (counted, due) = (self.packets()? - before, self.track.handed() - handed);
         if counted != due {
             let wrong = format!("the datapath has sent on {counted} packets of {due}");
             return Err(other(wrong)).doing("counting packets");
