@@ -157,7 +157,7 @@ static __noinline int decide_icmp(void *data, void *end, __u32 size, struct pack
 		struct flow *flow = peek_flow(&key);
 
 		if (!flow)
-			return drop(DROP_ICMP_NO_FLOW);
+			return drop_or_drain(packet, DROP_ICMP_NO_FLOW);
 		backend_id = flow->backend;
 		backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 		if (!backend || backend->state == BACKEND_GONE)
@@ -171,7 +171,7 @@ static __noinline int decide_icmp(void *data, void *end, __u32 size, struct pack
 		return VERDICT_PASS;
 	reply = peek_reply(packet, server);
 	if (!reply)
-		return ours ? drop(DROP_ICMP_NO_FLOW) : VERDICT_PASS;
+		return ours ? drop_or_drain(packet, DROP_ICMP_NO_FLOW) : VERDICT_PASS;
 	if (packet->ttl <= 1)
 		return drop(DROP_TTL);
 	return plan_to_client(reply, plan);
