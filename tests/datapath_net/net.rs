@@ -205,7 +205,17 @@ impl Net {
         let text = std::fs::read_to_string(self.write_config(services)).unwrap();
         std::fs::write(&file, text.replace("control.sock", "second.sock")).unwrap();
         let mut command = self.node("relay").command(env!("CARGO_BIN_EXE_baton"));
-        command.args(["run", "-c"]).arg(&file).output().unwrap()
+        command.args(["run", "-c"]).arg(&file).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let end = Instant::now() + PATIENCE;
+        while child.try_wait().unwrap().is_none() {
+            if Instant::now() >= end {
+                let _ = child.kill();
+                panic!("it goes on: {:?}", child.wait_with_output());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        child.wait_with_output().unwrap()
     }
 
     /// Gives the relay other services.
