@@ -65,6 +65,8 @@ fn packets_are_measured() {
         }
     }
     assert_eq!(report["packets"][1]["flows"], 5000);
+    assert_eq!(report["packets"][1]["busy"], 1000);
+    assert_eq!(report["packets"][2]["busy"], 5000);
 }
 
 #[test]

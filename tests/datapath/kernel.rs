@@ -189,20 +189,6 @@ impl Kernel {
         (output.return_value, data)
     }
 
-    /// How long the TC hook takes for a packet, the mean of `repeat` runs on what the run before
-    /// left.
-    pub(crate) fn time(&self, bytes: &[u8], repeat: u32) -> std::time::Duration {
-        let input = ProgramInput { data_in: Some(bytes), repeat, ..Default::default() };
-        let output = self.loaded.tc().test_run(input).expect("the kernel takes the packet");
-        assert_ne!(output.return_value, SHOT, "dropped on the way");
-        output.duration
-    }
-
-    /// What a flow that has just been seen has.
-    pub(crate) fn jiffies_at_start(&self) -> u32 {
-        self.jiffies() as u32
-    }
-
     /// What the XDP hook does with bytes that come by an interface of this thread's namespace: its
     /// verdict and the bytes after it.
     pub(crate) fn run_xdp(&self, bytes: &[u8], ifindex: u32) -> (u32, Vec<u8>) {

@@ -3,7 +3,6 @@
 mod answers;
 mod bad;
 mod collect;
-mod cost;
 mod encap;
 mod errors;
 mod flows;

@@ -160,14 +160,14 @@ impl Field {
         }
     }
 
-    /// The cost with as many flows as there are.
-    pub(super) fn measure(&mut self, rounds: usize) -> Result<Cost, LabError> {
+    /// The cost with as many flows as there are, when packets are of so many of them.
+    pub(super) fn measure(&mut self, busy: u32, rounds: usize) -> Result<Cost, LabError> {
         let segment = self.segment();
-        self.track.set(&segment, self.filled);
+        self.track.set(&segment, busy);
         let xdp = self.hook(Hook::Xdp, rounds)?;
         let tc = self.case.tc.then(|| self.hook(Hook::Tc, rounds)).transpose()?;
         let speed = xdp.bare / (xdp.bare + xdp.added);
-        Ok(Cost { packet: self.case.name, flows: self.filled, xdp, tc, speed })
+        Ok(Cost { packet: self.case.name, flows: self.filled, busy, xdp, tc, speed })
     }
 
     fn hook(&mut self, hook: Hook, rounds: usize) -> Result<Nanoseconds, LabError> {

@@ -21,6 +21,8 @@ use crate::lab::{Doing as _, Lab, LabError};
 const RELAY: &str = "relay1";
 /// Frames of a batch, which takes milliseconds.
 const FRAMES: u32 = 16_384;
+/// Flows that fit into the processor's caches.
+const BUSY: u32 = 1000;
 /// Rounds of batches for each round that was asked for.
 const BATCHES: usize = 5;
 
@@ -56,8 +58,10 @@ const CASES: [Case; 6] = [
 pub struct Cost {
     /// The kind of packet.
     pub packet: &'static str,
-    /// Flows in the table, of which each frame is another.
+    /// Flows in the table.
     pub flows: u32,
+    /// Flows that frames are of, in turn.
+    pub busy: u32,
     /// At the XDP hook.
     pub xdp: Nanoseconds,
     /// At the TC hook, where it can be measured.
@@ -106,7 +110,12 @@ fn measure(case: Case, options: &BenchOptions) -> Result<Vec<Cost>, LabError> {
     let mut costs = Vec::new();
     for flows in &options.flows {
         field.fill(*flows)?;
-        costs.push(field.measure(rounds(options.runs))?);
+        // What a look into a large table costs, and then what it costs where no cache holds it.
+        let mut each = vec![BUSY.min(*flows), *flows];
+        each.dedup();
+        for busy in each {
+            costs.push(field.measure(busy, rounds(options.runs))?);
+        }
     }
     Ok(costs)
 }
@@ -125,9 +134,12 @@ impl Nanoseconds {
 
 impl std::fmt::Display for Cost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { packet, flows, xdp, tc, speed } = self;
+        let Self { packet, flows, busy, xdp, tc, speed } = self;
         let (bare, added) = (xdp.bare, xdp.added);
-        write!(f, "{packet}, {flows} flows: XDP {bare:.0} + {added:.0} ns (speed {speed:.2})")?;
+        write!(
+            f,
+            "{packet}, {busy} of {flows} flows: XDP {bare:.0} + {added:.0} ns (speed {speed:.2})"
+        )?;
         match tc {
             Some(tc) => write!(f, ", TC {:.0} + {:.0} ns", tc.bare, tc.added),
             None => Ok(()),
