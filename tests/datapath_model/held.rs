@@ -180,6 +180,13 @@ impl<'a> Run<'a> {
                 self.kernel.set_state(id, STATES[*state]);
                 self.model.states.insert(id, STATES[*state]);
             }
+            Step::StateOf { client, state } => {
+                let (key, _) = self.key(*client);
+                if let Some(id) = self.model.flows.peek(&key).map(|flow| flow.backend) {
+                    self.kernel.set_state(id, STATES[*state]);
+                    self.model.states.insert(id, STATES[*state]);
+                }
+            }
             Step::Schedule { service, backends } => {
                 let service = &self.lab.services[*service];
                 let schedule = self.kernel.set_schedule(service, *backends);
@@ -538,6 +545,9 @@ impl Odd {
             }
             Self::UdpLength(more) if protocol == UDP && reaches(transport + 8) => {
                 add(&mut bytes[transport + 4..], more);
+            }
+            Self::UdpLengthIs(length) if protocol == UDP && reaches(transport + 8) => {
+                bytes[transport + 4..transport + 6].copy_from_slice(&length.to_be_bytes());
             }
             Self::DataOffset(words) if protocol == TCP && reaches(transport + 20) => {
                 bytes[transport + 12] = words << 4;

@@ -19,6 +19,11 @@ pub(crate) enum Step {
         backend: usize,
         state: usize,
     },
+    /// The backend of that client's flow gets the nth of `lab::STATES`; no flow: nothing happens.
+    StateOf {
+        client: Client,
+        state: usize,
+    },
     /// The nth service's schedule gets those of its backends whose bit is set; none: no schedule.
     Schedule {
         service: usize,
@@ -99,6 +104,7 @@ pub(crate) enum Odd {
     Checksum(u16),
     NoChecksum,
     UdpLength(i16),
+    UdpLengthIs(u16),
     DataOffset(u8),
     Protocol(u8),
     /// Any byte from the network header on.
@@ -125,14 +131,16 @@ fn scene() -> impl Strategy<Value = Vec<Step>> {
 /// with an event in the middle.
 fn conversation() -> impl Strategy<Value = Vec<Step>> {
     let end = vec((any::<bool>(), tcp_flags()), 0..4);
-    (client(), 0..4_usize, end, prop::option::weighted(0.3, (0..6_usize, event()))).prop_map(
-        |(client, missing, end, event)| {
+    let state = prop::option::weighted(0.3, (1..6_usize, 0..4_usize));
+    let event = prop::option::weighted(0.3, (0..6_usize, event()));
+    (client(), 0..4_usize, near(), end, event, state).prop_map(
+        |(client, missing, more, end, event, state)| {
             let isn = 5000;
             let (to, back) = (Way::In(client), Way::Out(client));
             let mut steps = vec![
                 plain(to.clone(), SYN, 1000, Acknowledges::This(0)),
                 plain(back.clone(), SYN | ACK, isn, Acknowledges::This(1001)),
-                plain(to.clone(), ACK, 1001, Acknowledges::SynAck(0)),
+                plain(to.clone(), ACK, 1001, Acknowledges::SynAck(more)),
             ];
             steps.extend(end.into_iter().map(|(inward, flags)| match inward {
                 true => plain(to.clone(), flags, 1001, Acknowledges::SynAck(0)),
@@ -141,6 +149,9 @@ fn conversation() -> impl Strategy<Value = Vec<Step>> {
             // Mostly nothing is missing.
             if missing < 3 && steps.len() > 5 {
                 steps.remove(missing);
+            }
+            if let Some((at, state)) = state {
+                steps.insert(at.min(steps.len()), Step::StateOf { client, state });
             }
             if let Some((at, event)) = event {
                 steps.insert(at.min(steps.len()), event);
@@ -235,11 +246,20 @@ fn tcp_flags() -> impl Strategy<Value = u8> {
 }
 
 fn acknowledges() -> impl Strategy<Value = Acknowledges> {
-    let near =
-        prop_oneof![6 => Just(0), 1 => Just(-1), 1 => Just(1), 1 => Just(65535), 1 => Just(65536)];
     prop_oneof![
         1 => any::<u32>().prop_map(Acknowledges::This),
-        3 => near.prop_map(Acknowledges::SynAck),
+        3 => near().prop_map(Acknowledges::SynAck),
+    ]
+}
+
+/// More than what follows the SYN+ACK: at the edges of what confirms it.
+fn near() -> impl Strategy<Value = i32> {
+    prop_oneof![
+        8 => Just(0),
+        1 => Just(-1),
+        1 => Just(1),
+        1 => Just(65535),
+        1 => Just(65536),
     ]
 }
 
@@ -273,7 +293,8 @@ fn odd() -> impl Strategy<Value = Odd> {
         1 => (1..=u16::MAX).prop_map(Odd::IpChecksum),
         3 => (1..=u16::MAX).prop_map(Odd::Checksum),
         2 => Just(Odd::NoChecksum),
-        2 => few.prop_map(Odd::UdpLength),
+        1 => few.prop_map(Odd::UdpLength),
+        1 => (0..10_u16).prop_map(Odd::UdpLengthIs),
         1 => (0..16_u8).prop_map(Odd::DataOffset),
         1 => any::<u8>().prop_map(Odd::Protocol),
         2 => (0..120_usize, 1..=u8::MAX).prop_map(|(at, bits)| Odd::Flip(at, bits)),
