@@ -535,6 +535,9 @@ static __always_inline int flow_slow(struct packet *packet, const struct flow_ke
 			return establish_by_client(key, service, found);
 		if (verdict != BEGIN_ANEW)
 			return verdict;
+		/* Also where nobody takes it now: it is forgotten. */
+		if (!bpf_map_delete_elem(&half_flows, key))
+			count_flow(FLOWS_REPLACED);
 	} else if (address_use(&packet->source)) {
 		/* Spoofed, or our own that has come back; it could take the ports of others. */
 		return drop(DROP_BAD_SOURCE);
