@@ -331,3 +331,24 @@ fn what_tc_can_not_send_is_no_traffic() {
     assert_eq!(kernel.fate(&packet), Fate::Dropped(types::drop_reason::DROP_NO_ROUTE));
     assert_eq!(kernel.packets_in(), 0);
 }
+
+/// RFC 768: a checksum that comes out as 0 is sent as 0xffff, since 0 says that there is none. Both
+/// hooks are brought to it by two bytes of payload.
+#[test]
+fn a_udp_checksum_of_nought_is_written_as_ones() {
+    Relay::new().run(|front| {
+        for lab in &LABS {
+            let kernel = wired(forward_mode::MODE_NAT, lab, UDP, front);
+            let plain = Packet { payload: vec![0; 4], ..Packet::udp(lab.client, lab.vip) };
+            let at = plain.transport_at() + 6;
+            let (_, out) = kernel.run(&plain.bytes());
+            // What the checksum is more than nought, the payload takes over.
+            let payload = [&out[at..at + 2], &[0, 0]].concat();
+            let bytes = Packet { payload, ..plain }.bytes();
+            for out in [kernel.run(&bytes).1, kernel.run_xdp(&bytes, front).1] {
+                assert_eq!(out[at..at + 2], [0xff, 0xff], "{}", lab.name);
+                Packet::read(&out);
+            }
+        }
+    });
+}

@@ -148,6 +148,8 @@ struct Run<'a> {
     model: Model,
     before: Before,
     drops: Vec<u64>,
+    /// Where flows were when the state of their backend changed last: it, and where it answers to.
+    left: BTreeMap<Key, (u16, (IpAddr, u16))>,
     /// Of all datagrams of this story; the kernel may remember those of the one before.
     identification: u16,
     told: String,
@@ -165,7 +167,17 @@ impl<'a> Run<'a> {
         let before = Before { services: services.collect(), backends: backends.collect() };
         let drops = kernel.drops();
         let (identification, told) = (kernel.next_identification(), String::new());
-        Self { lab, hook, kernel, model, before, drops, identification, told }
+        Self {
+            lab,
+            hook,
+            kernel,
+            model,
+            before,
+            drops,
+            left: BTreeMap::new(),
+            identification,
+            told,
+        }
     }
 
     fn step(&mut self, step: &Step) -> Result<(), String> {
@@ -182,7 +194,11 @@ impl<'a> Run<'a> {
             }
             Step::StateOf { client, state } => {
                 let (key, _) = self.key(*client);
-                if let Some(id) = self.model.flows.peek(&key).map(|flow| flow.backend) {
+                if let Some(flow) = self.model.flows.peek(&key) {
+                    let id = flow.backend;
+                    if let Some(reply) = flow.reply {
+                        self.left.insert(key, (id, reply.to));
+                    }
                     self.kernel.set_state(id, STATES[*state]);
                     self.model.states.insert(id, STATES[*state]);
                 }
@@ -326,6 +342,19 @@ impl<'a> Run<'a> {
                 let (key, side) = self.key(*client);
                 let service = self.lab.service(key.service);
                 (ends(key.client, endpoint(service.listen), service.protocol), side, Some(key))
+            }
+            Way::Late(client) => {
+                let (key, side) = self.key(*client);
+                match self.left.get(&key) {
+                    Some(&(backend, to)) => {
+                        let from = self.lab.backend(backend);
+                        (ends(endpoint(from.address), to, from.protocol), Side::Back, None)
+                    }
+                    None => {
+                        let service = self.lab.service(key.service);
+                        (ends(key.client, endpoint(service.listen), service.protocol), side, None)
+                    }
+                }
             }
             Way::Out(client) => {
                 let (key, _) = self.key(*client);

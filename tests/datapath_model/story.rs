@@ -57,6 +57,9 @@ pub(crate) enum Way {
     /// The server of that client's flow answers; if there is no such flow, a server of the service
     /// sends to where one might have been.
     Out(Client),
+    /// The server that had that client's flow before its state changed answers, whatever has become
+    /// of the flow.
+    Late(Client),
     /// A server to somewhere: the nth backend, the nth of `held::PLACES`, a port.
     Forged { v6: bool, backend: usize, to: usize, port: u16 },
     /// A client to an address, or a port, that has no service, or a node beside us.
@@ -124,6 +127,9 @@ fn scene() -> impl Strategy<Value = Vec<Step>> {
         5 => conversation(),
         1 => event().prop_map(|event| vec![event]),
         1 => flood(),
+        2 => fragments(),
+        2 => ageing(),
+        2 => moving(),
     ]
 }
 
@@ -137,11 +143,7 @@ fn conversation() -> impl Strategy<Value = Vec<Step>> {
         |(client, missing, more, end, event, state)| {
             let isn = 5000;
             let (to, back) = (Way::In(client), Way::Out(client));
-            let mut steps = vec![
-                plain(to.clone(), SYN, 1000, Acknowledges::This(0)),
-                plain(back.clone(), SYN | ACK, isn, Acknowledges::This(1001)),
-                plain(to.clone(), ACK, 1001, Acknowledges::SynAck(more)),
-            ];
+            let mut steps = handshake(client, more);
             steps.extend(end.into_iter().map(|(inward, flags)| match inward {
                 true => plain(to.clone(), flags, 1001, Acknowledges::SynAck(0)),
                 false => plain(back.clone(), flags, isn + 1, Acknowledges::This(1001)),
@@ -159,6 +161,66 @@ fn conversation() -> impl Strategy<Value = Vec<Step>> {
             steps
         },
     )
+}
+
+/// Datagrams in fragments: firsts and later ones, whose identification is the same all along; some
+/// are at the end of their TTL, and the gate may close in between.
+fn fragments() -> impl Strategy<Value = Vec<Step>> {
+    let place = prop_oneof![2 => Just((0, true)), 3 => (1..40_u16, any::<bool>())];
+    let ttl = prop_oneof![5 => Just(64_u8), 1 => Just(1)];
+    let gate = prop::option::weighted(0.1, any::<bool>());
+    (client(), vec((place, ttl, any::<bool>(), gate), 2..6)).prop_map(|(client, all)| {
+        let mut steps = vec![];
+        for ((offset, more), ttl, inward, gate) in all {
+            steps.extend(gate.map(|open| Step::Gate { open }));
+            let place = offset | if more { 0x2000 } else { 0 };
+            let odd = match client.v6 {
+                true => Odd::Extension(Extension::Fragment(offset, more)),
+                false => Odd::Fragment(place),
+            };
+            let way = if inward { Way::In(client) } else { Way::Out(client) };
+            let mut step = plain(way, SYN, 1000, Acknowledges::This(0));
+            if let Step::Frame(frame) = &mut step {
+                (frame.ttl, frame.odd) = (ttl, vec![odd]);
+            }
+            steps.push(step);
+        }
+        steps
+    })
+}
+
+/// A connection, what may end it, time, the collector, and a packet more.
+fn ageing() -> impl Strategy<Value = Vec<Step>> {
+    let end = vec((any::<bool>(), prop_oneof![Just(FIN | ACK), Just(RST | ACK), Just(ACK)]), 0..3);
+    (client(), end, vec(0..AGES.len(), 1..3)).prop_map(|(client, end, ages)| {
+        let mut steps = handshake(client, 0);
+        // Without bytes, so that each follows on the one before.
+        steps.extend(end.into_iter().map(|(inward, flags)| match inward {
+            true => plain(Way::In(client), flags, 1006, Acknowledges::SynAck(0)),
+            false => plain(Way::Out(client), flags, 5006, Acknowledges::This(1006)),
+        }));
+        steps.extend(ages.into_iter().map(|age| Step::Age(AGES[age])));
+        steps.extend([Step::Collect, plain(Way::In(client), ACK, 1006, Acknowledges::SynAck(0))]);
+        steps
+    })
+}
+
+/// A flow whose backend leaves before it has answered; its answer, late, of where it was then.
+fn moving() -> impl Strategy<Value = Vec<Step>> {
+    (client(), 1..4_usize).prop_map(|(client, state)| {
+        let to = || plain(Way::In(client), SYN, 1000, Acknowledges::This(0));
+        let late = plain(Way::Late(client), SYN | ACK, 5000, Acknowledges::This(1001));
+        let back = plain(Way::Out(client), SYN | ACK, 6000, Acknowledges::This(1001));
+        vec![to(), Step::StateOf { client, state }, to(), late, back, to()]
+    })
+}
+
+fn handshake(client: Client, more: i32) -> Vec<Step> {
+    vec![
+        plain(Way::In(client), SYN, 1000, Acknowledges::This(0)),
+        plain(Way::Out(client), SYN | ACK, 5000, Acknowledges::This(1001)),
+        plain(Way::In(client), ACK, 1001, Acknowledges::SynAck(more)),
+    ]
 }
 
 /// SYNs, each of a client of its own as far as there are any.
