@@ -244,7 +244,9 @@ fn a_flood_of_fragments_without_a_first_harms_nobody() {
     for id in 0..20_000 {
         fix(&mut second, |ip| ip.set_identification(id));
         wire.0.send(&second).unwrap();
-        if id % 1000 == 999 {
+        // The answer comes after what was sent before it: never more is on its way than the
+        // kernel's backlog of a thousand holds, which would lose some before they are counted.
+        if id % 200 == 199 {
             assert!(echoes(&client, &sent, || client.send(&sent).map(drop)), "{:#}", net.drops());
         }
     }
