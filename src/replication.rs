@@ -1,5 +1,5 @@
 //! Flows between nodes: a thread of its own between the kernel's tables
-//! ([`Replica`](crate::datapath::replica::Replica)), the two ends of replication
+//! ([`Replica`]), the two ends of replication
 //! ([`baton_ha::sync`]) and the peer channel.
 //!
 //! It decides nothing: it feeds the two machines and does what they say, in their order. Nothing

@@ -1,6 +1,6 @@
 //! What a backend of a dsr service needs on its own machine: printed as a script, done, undone.
 //!
-//! * `setup`: service and backends → what is needed ([`state::Need`]), and the script.
+//! * `setup`: service and backends → what is needed (`state::Need`), and the script.
 //! * `state`: what was done on this machine, in a file; and bringing the machine in line with it.
 //! * `system`: addresses, kernel parameters, interfaces. `program`, `skeleton`: the eBPF program.
 //!

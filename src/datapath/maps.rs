@@ -254,7 +254,7 @@ impl Schedules {
     /// a mixture. There may be fewer slots than [`SLOTS`]: these are a round of turns.
     ///
     /// # Panics
-    /// If there are more than [`SLOTS`] slots, or more than [`SERVICE_BACKENDS`] backends in them.
+    /// If there are more than [`SLOTS`] slots, or more than `SERVICE_BACKENDS` backends in them.
     pub fn set(&self, service: u32, slots: &[u16]) -> libbpf_rs::Result<()> {
         assert!(slots.len() <= SLOTS, "a schedule has its slots");
         let mut backends: Vec<u16> = slots.iter().copied().filter(|id| *id != 0).collect();

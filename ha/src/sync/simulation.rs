@@ -201,7 +201,7 @@ impl World {
             self.drain();
         }
         if let Some((run, _, half)) = self.sum.take_if(|(_, at, _)| *at <= self.now) {
-            let mixed = self.mixed(half, true, 0);
+            let mixed = self.mixed(&half, true, 0);
             // Contract: what changed before the walk's end is known before its result.
             self.drain();
             self.feed(source::Input::Summed { run, sums: mixed });
@@ -214,7 +214,7 @@ impl World {
     }
 
     /// A walk sees some buckets as they were at its start, others as they are at its end.
-    fn mixed(&mut self, half: Box<[BucketSum]>, source: bool, peer: usize) -> Box<[BucketSum]> {
+    fn mixed(&mut self, half: &[BucketSum], source: bool, peer: usize) -> Box<[BucketSum]> {
         let other = if source {
             sums(self.table.values())
         } else {
@@ -299,7 +299,7 @@ impl World {
         }
         let now = self.now;
         if let Some((run, _, half)) = self.backups[peer].sum.take_if(|(_, at, _)| *at <= now) {
-            let mixed = self.mixed(half, false, peer);
+            let mixed = self.mixed(&half, false, peer);
             self.receive(peer, receiver::Input::Summed { run, sums: mixed });
         }
         self.backups[peer].receiver.handle_timeout(self.now);

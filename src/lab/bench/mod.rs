@@ -2,10 +2,10 @@
 //! each on a relay of its own in the same lab, under the same load; what a packet costs; what a
 //! flow takes of memory, and a start of time.
 //!
-//! * [`race`], with `contender` and `load`: who is compared, doing what.
-//! * [`packets`]: nanoseconds for a packet, in the datapath's programs alone.
-//! * [`footprint`]: bytes for a flow, and from `baton run` to the first packet.
-//! * [`report`]: medians, ratios, tables.
+//! * `race`, with `contender` and `load`: who is compared, doing what.
+//! * `packets`: nanoseconds for a packet, in the datapath's programs alone.
+//! * `footprint`: bytes for a flow, and from `baton run` to the first packet.
+//! * `report`: medians, ratios, tables.
 //!
 //! Client, relays and backends share this machine's cores, so figures compare within one run only.
 //! Each round takes all that is compared in turn, so that what else the machine does falls on all
