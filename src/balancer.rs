@@ -29,7 +29,7 @@ use tokio::time::MissedTickBehavior;
 use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{Answer, Reply, Request, Socket};
-use crate::datapath::sessions::{Sessions, Wanted};
+use crate::datapath::sessions::{Ended, Sessions, Wanted};
 use crate::datapath::{Datapath, LEASE, Report, load::Sizes};
 use crate::guard;
 use crate::health::Checks;
@@ -351,7 +351,7 @@ impl Balancer {
         let replication = self.replication.as_ref()?.borrow().clone();
         let view = handle.view();
         let peers = view.borrow().peers.clone();
-        Some(ReplicationStatus::of(&replication, &peers, report.flows))
+        Some(ReplicationStatus::of(&replication, &peers, report.flows.all))
     }
 
     /// Flows in the kernel; none where no service needs it.
@@ -359,6 +359,14 @@ impl Balancer {
         let Some(datapath) = self.datapath.get() else { return Ok(Sessions::default()) };
         let pools = self.live.lock().await.pools.clone();
         Ok(tokio::task::block_in_place(|| datapath.sessions(wanted, &pools))?)
+    }
+
+    async fn end_sessions(&self, wanted: &Wanted) -> anyhow::Result<Ended> {
+        let Some(datapath) = self.datapath.get() else { return Ok(Ended::default()) };
+        let pools = self.live.lock().await.pools.clone();
+        let ended = tokio::task::block_in_place(|| datapath.end_sessions(wanted, &pools))?;
+        tracing::info!(?wanted, ?ended, "sessions ended by the operator");
+        Ok(ended)
     }
 
     async fn takeover(&self) -> anyhow::Result<Done> {
@@ -461,6 +469,10 @@ impl Answer for Balancer {
             Request::Status => return Reply::ok(self.status().await),
             Request::Sessions(wanted) => match self.sessions(&wanted).await {
                 Ok(sessions) => return Reply::ok(sessions),
+                Err(error) => Err(error),
+            },
+            Request::EndSessions(wanted) => match self.end_sessions(&wanted).await {
+                Ok(ended) => return Reply::ok(ended),
                 Err(error) => Err(error),
             },
             Request::Takeover => self.takeover().await,

@@ -16,7 +16,7 @@ use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{self, Reply, Request};
 use crate::datapath::counters::Counters;
-use crate::datapath::sessions::{Sessions, Wanted};
+use crate::datapath::sessions::{Ended, Sessions, Wanted};
 use crate::guard;
 use crate::lab;
 use crate::pool::Admin;
@@ -176,11 +176,11 @@ enum Command {
         #[arg(value_name = "FILE", default_value = DEFAULT_KEY)]
         file: PathBuf,
     },
-    /// List the flows of passthrough and dsr services.
+    /// List the flows of passthrough and dsr services, or end them (`sessions kill`).
     ///
     /// In no order; those for which everything that is given is so. docs/operations.md says what is
     /// in the JSON.
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
     Sessions(SessionsArgs),
     /// Show what the datapath in the kernel has dropped, and why, and its traffic.
     ///
@@ -282,6 +282,41 @@ struct Asked {
 
 #[derive(Debug, Args)]
 struct SessionsArgs {
+    #[command(subcommand)]
+    command: Option<SessionsCommand>,
+    #[command(flatten)]
+    filter: Filter,
+    /// At most this many (1 to 10000).
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    limit: u16,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+#[derive(Debug, Subcommand)]
+enum SessionsCommand {
+    /// End flows: both ends of a TCP connection are sent a RST, a UDP flow is forgotten.
+    ///
+    /// All flows for which everything that is given is so. On the Active node.
+    #[command(after_help = EXIT_CODES)]
+    Kill(KillArgs),
+}
+
+#[derive(Debug, Args)]
+struct KillArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// Whatever they are: instead of --service, --client and --backend.
+    #[arg(long, conflicts_with_all = ["service", "client", "backend"],
+          required_unless_present_any = ["service", "client", "backend"])]
+    all: bool,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+#[derive(Debug, Args)]
+struct Filter {
     /// Of this service.
     #[arg(long)]
     service: Option<String>,
@@ -291,12 +326,13 @@ struct SessionsArgs {
     /// With this backend.
     #[arg(long)]
     backend: Option<String>,
-    /// At most this many (1 to 10000).
-    #[arg(long, value_name = "N", default_value_t = 100,
-          value_parser = clap::value_parser!(u16).range(1..=10_000))]
-    limit: u16,
-    #[command(flatten)]
-    asked: Asked,
+}
+
+impl Filter {
+    fn wanted(self, limit: usize) -> Wanted {
+        let Self { service, client, backend } = self;
+        Wanted { service, backend, client, limit }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -375,7 +411,7 @@ impl Command {
                 print("the datapath is out of the kernel\n")?;
             }
             Command::Keygen { file } => keygen(&file)?,
-            Command::Sessions(args) => args.list()?,
+            Command::Sessions(args) => args.run()?,
             Command::Counters { json, all } => counters(json, all)?,
             Command::BackendSetup(args) => args.run()?,
             Command::Lab(lab) => return lab.run(),
@@ -408,9 +444,16 @@ impl BackendSetupArgs {
 }
 
 impl SessionsArgs {
+    fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Some(SessionsCommand::Kill(kill)) => kill.run(),
+            None => self.list(),
+        }
+    }
+
     fn list(self) -> anyhow::Result<()> {
-        let Self { service, client, backend, limit, asked } = self;
-        let wanted = Wanted { service, backend, client, limit: limit.into() };
+        let Self { command: _, filter, limit, asked } = self;
+        let wanted = filter.wanted(limit.into());
         let value = ask(&asked.socket.socket, &Request::Sessions(wanted))?;
         if asked.json {
             return print(&format!("{value:#}\n"));
@@ -431,6 +474,21 @@ impl SessionsArgs {
         }
         let more = if more { "There are more: see --limit.\n" } else { "" };
         print(&format!("{table}{more}"))
+    }
+}
+
+impl KillArgs {
+    fn run(self) -> anyhow::Result<()> {
+        let Self { filter, all: _, asked } = self;
+        let value = ask(&asked.socket.socket, &Request::EndSessions(filter.wanted(usize::MAX)))?;
+        if asked.json {
+            return print(&format!("{value:#}\n"));
+        }
+        let Ended { established, half_open, told } = serde_json::from_value(value)?;
+        print(&format!(
+            "{} sessions ended ({half_open} of them half-open); both ends of {told} were sent a RST\n",
+            established + half_open
+        ))
     }
 }
 

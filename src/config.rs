@@ -30,6 +30,7 @@ mod datapath;
 mod describe;
 mod duration;
 mod election;
+mod flows;
 mod modes;
 mod node;
 mod paths;

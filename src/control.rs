@@ -45,6 +45,8 @@ pub enum Request {
     Reload,
     /// [`crate::datapath::sessions::Sessions`].
     Sessions(crate::datapath::sessions::Wanted),
+    /// Ends flows: [`crate::datapath::sessions::Ended`].
+    EndSessions(crate::datapath::sessions::Wanted),
     /// Sets what the operator says of a backend.
     SetBackend {
         /// `BACKEND`, or `SERVICE/BACKEND`; the first form means it in every service.

@@ -26,6 +26,8 @@ pub struct Service {
     pub check: Option<Arc<Check>>,
     /// Bounds and times of its connections.
     pub limits: Limits,
+    /// What holds for its flows in the kernel.
+    pub flows: FlowPolicy,
     /// PROXY protocol header towards the backend.
     pub proxy_protocol: ProxyProtocol,
 }
@@ -61,6 +63,44 @@ pub struct Limits {
     pub half_close_timeout: Duration,
     /// How long after a connection of its has begun or ended a client keeps to that backend.
     pub affinity: Option<Duration>,
+}
+
+/// What holds for flows in the kernel, beside [`Limits`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowPolicy {
+    /// How long a flow may take to be established, without a packet: TCP until the client has
+    /// confirmed the backend's SYN+ACK, UDP until the backend answers.
+    pub half_open_timeout: Duration,
+    /// How long a flow that is closed from both ends, or reset, is kept for what is on its way.
+    pub closed_timeout: Duration,
+    /// What becomes of the flows of a backend that is down.
+    pub on_down: OnDown,
+}
+
+impl FlowPolicy {
+    /// The defaults.
+    pub fn of(protocol: Protocol) -> Self {
+        Self {
+            half_open_timeout: Duration::from_secs(60),
+            closed_timeout: Duration::from_secs(10),
+            on_down: match protocol {
+                Protocol::Tcp => OnDown::Reset,
+                Protocol::Udp => OnDown::Remap,
+            },
+        }
+    }
+}
+
+/// What becomes of the flows of a backend that is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDown {
+    /// Their clients are told: a RST, an ICMP error.
+    Reset,
+    /// UDP: they go to another backend.
+    Remap,
+    /// They go on as long as the backend can. What the operator disables is reset all the same.
+    Keep,
 }
 
 /// Transport protocol of a service.

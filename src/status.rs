@@ -107,6 +107,12 @@ pub struct DatapathStatus {
     pub flows: u32,
     /// The most there may be.
     pub max_flows: u32,
+    /// Half-open flows at the collector's last walk.
+    pub half_open_flows: u32,
+    /// The most there may be.
+    pub max_half_open_flows: u32,
+    /// Half-open flows that others have pushed out of their table, since it was made.
+    pub half_open_pushed_out: u64,
 }
 
 /// A hook of an interface.
@@ -545,8 +551,11 @@ impl DatapathStatus {
         Self {
             hooks: report.hooks.iter().map(hook).collect(),
             gate: if report.gate_open { Gate::Open } else { Gate::Closed },
-            flows: report.flows,
+            flows: report.flows.all,
             max_flows: report.most_flows,
+            half_open_flows: report.flows.half_open,
+            max_half_open_flows: report.most_half_open_flows,
+            half_open_pushed_out: report.flows.pushed_out,
         }
     }
 }

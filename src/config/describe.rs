@@ -322,6 +322,7 @@ fn election_json(ha: &HaConfig) -> Value {
 
 fn service_json(config: &Config, service: &Service) -> Value {
     let limits = &service.limits;
+    let in_kernel = service.mode.is_in_kernel();
     json!({
         "name": service.name,
         "listen": service.listen,
@@ -338,6 +339,9 @@ fn service_json(config: &Config, service: &Service) -> Value {
         "idle_timeout_ms": millis(limits.idle_timeout),
         "half_close_timeout_ms": millis(limits.half_close_timeout),
         "affinity_ms": limits.affinity.map(millis),
+        "half_open_timeout_ms": in_kernel.then(|| millis(service.flows.half_open_timeout)),
+        "closed_timeout_ms": in_kernel.then(|| millis(service.flows.closed_timeout)),
+        "on_down": in_kernel.then_some(service.flows.on_down),
         "backends": service.backends.iter().map(|backend| json!({
             "name": backend.name,
             "address": backend.address,

@@ -13,6 +13,7 @@ use toml::de::DeValue;
 use super::Datapath;
 use super::checks;
 use super::datapath::MOST_FLOWS;
+use super::flows;
 use super::modes::{self, Way};
 use super::paths::family_name;
 use super::section::{At, BACKEND, SERVICE, Section, nearest};
@@ -27,12 +28,17 @@ const MOST_WEIGHT: u16 = 256;
 const MOST_SERVICES: usize = 1024;
 /// Most backends of a service.
 const MOST_BACKENDS: usize = 1024;
-const TIMES: RangeInclusive<Duration> =
+pub(super) const TIMES: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(7 * 24 * 3600);
 
 /// Options that mean something to a TCP connection only.
-const TCP_ONLY: &[&str] =
-    &["connect_timeout", "connect_retries", "half_close_timeout", "proxy_protocol"];
+const TCP_ONLY: &[&str] = &[
+    "connect_timeout",
+    "connect_retries",
+    "half_close_timeout",
+    "closed_timeout",
+    "proxy_protocol",
+];
 
 /// Where the file says where a service listens; the check against the machine points there.
 #[derive(Debug, Clone)]
@@ -112,6 +118,7 @@ fn service(
         }
     }
     let limits = limits(section, protocol, mode, datapath);
+    let flows = flows::read(section, mode, protocol);
     let backends = backends(section, listen.as_ref(), mode, &limits, vips);
     modes::fit_backends(section, mode, listen.as_ref().map(|listen| listen.value), &backends);
 
@@ -126,6 +133,7 @@ fn service(
             backends,
             check,
             limits,
+            flows,
             proxy_protocol: proxy_protocol.map_or(ProxyProtocol::Off, |at| at.value),
         },
         place: listen.span,
@@ -268,10 +276,10 @@ fn limits(section: &Section<'_>, protocol: Protocol, mode: Mode, datapath: &Data
     let count = || value::integer(1..=most_connections(mode));
     let (usual, usual_per_source) =
         if mode.is_in_kernel() { (datapath.flows, datapath.flows) } else { (10_000, 1000) };
-    let time = |key, tcp: u64, udp: u64| {
-        let default = Duration::from_secs(if protocol == Protocol::Tcp { tcp } else { udp });
-        section.take(key, value::duration(TIMES)).map_or(default, |at| at.value)
+    let time = |key, bounds, default| {
+        section.take(key, value::duration(bounds)).map_or(default, |at| at.value)
     };
+    let times = || flows::times(mode);
     let most = section.take("max_connections", count()).map_or(usual, |at| at.value);
     let per_source = section.take("max_connections_per_source", count());
     if let Some(per_source) = per_source.as_ref().filter(|per_source| per_source.value > most) {
@@ -286,10 +294,10 @@ fn limits(section: &Section<'_>, protocol: Protocol, mode: Mode, datapath: &Data
     Limits {
         max_connections: most,
         max_connections_per_source: per_source.map_or(most.min(usual_per_source), |at| at.value),
-        connect_timeout: time("connect_timeout", 2, 2),
+        connect_timeout: time("connect_timeout", TIMES, Duration::from_secs(2)),
         connect_retries: retries.map_or(2, |at| at.value),
-        idle_timeout: time("idle_timeout", 3600, 60),
-        half_close_timeout: time("half_close_timeout", 60, 60),
+        idle_timeout: time("idle_timeout", times(), flows::idle_timeout(mode, protocol)),
+        half_close_timeout: time("half_close_timeout", times(), flows::half_close_timeout(mode)),
         affinity: section.take("affinity", value::duration(TIMES)).map(|at| at.value),
     }
 }

@@ -1,15 +1,17 @@
-//! The collector of old flows: a thread that walks the flow table a slice at a time, and has the
-//! program in the kernel (collect.h) remove what has timed out.
+//! The collector of flows: a thread that walks the flow tables a slice at a time, and has the
+//! program in the kernel (collect.h, through `sweep`) remove what has timed out, and end what has
+//! lost its backend.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::live::{Audit, Census};
-use super::load::{Error, Loaded};
-use super::maps::Maps;
+use super::load::Error;
+use super::registry::SERVICES;
 use super::skeleton::types;
+use super::sweep::{How, SWEEP, Sweeper};
 
 /// Flows read with one system call.
 const SLICE: u32 = 4096;
@@ -21,8 +23,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 const SHORT_PAUSE: Duration = Duration::from_millis(200);
 /// The table is getting full from here on, in quarters; closed flows make room sooner then.
 const FULL_QUARTERS: usize = 3;
-/// Flows that one run of the program looks at: `SWEEP` in bounds.h.
-const SWEEP: usize = size_of::<types::sweep>() / size_of::<types::flow_key>();
+/// After flows were ended, until their ends are told once more.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The running collector; dropping it ends the thread.
 #[derive(Debug)]
@@ -36,31 +38,49 @@ struct Shared {
     stop: AtomicBool,
     all: AtomicBool,
     removed: AtomicU64,
-    counted: AtomicU32,
+    counted: Mutex<FlowCounts>,
     /// Whether flows are left alone: they are copies of another node's, which knows when they end.
     paused: AtomicBool,
 }
 
+/// How many flows the last walk came by, which is a few seconds ago at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FlowCounts {
+    /// Established; also those that are closed and not yet removed.
+    pub all: u32,
+    /// Half-open.
+    pub half_open: u32,
+    /// Half-open flows that others have pushed out since the tables were made: at least so many,
+    /// since it follows from what the kernel counts of the others.
+    pub pushed_out: u64,
+}
+
 impl Collector {
     /// Starts it.
-    pub(super) fn start(loaded: Loaded, maps: Arc<Maps>, ages: Ages) -> std::io::Result<Self> {
+    pub(super) fn start(sweeper: Arc<Sweeper>, hurried: u32) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let theirs = Arc::clone(&shared);
         let thread =
             std::thread::Builder::new().name("baton-collect".to_owned()).spawn(move || {
-                let audit = Audit::default();
-                let mut walk = Walk { loaded, maps, ages, full: false, audit, shared: theirs };
+                let mut walk = Walk {
+                    sweeper,
+                    hurried,
+                    full: false,
+                    again: false,
+                    audit: Audit::default(),
+                    shared: theirs,
+                };
                 while !walk.stopped() {
                     if let Err(error) = walk.once() {
                         tracing::warn!(%error, "can't collect old flows; trying again");
                     }
-                    std::thread::park_timeout(if walk.full { SHORT_PAUSE } else { PAUSE });
+                    std::thread::park_timeout(walk.pause());
                 }
             })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Has the next walk look at every flow, since a backend has gone, and begin at once.
+    /// Has the next walk look at every flow, since a backend has left, and begin at once.
     pub fn look_at_all(&self) {
         self.shared.all.store(true, Ordering::Relaxed);
         if let Some(thread) = &self.thread {
@@ -78,10 +98,9 @@ impl Collector {
         self.shared.removed.load(Ordering::Relaxed)
     }
 
-    /// The entries that the last walk came by, which is a few seconds ago at most; also of flows
-    /// that are closed and not yet removed.
-    pub fn counted(&self) -> u32 {
-        self.shared.counted.load(Ordering::Relaxed)
+    /// The flows that the last walk came by.
+    pub fn counted(&self) -> FlowCounts {
+        *self.shared.counted.lock().expect("no panic while it is held")
     }
 }
 
@@ -95,87 +114,180 @@ impl Drop for Collector {
     }
 }
 
-/// How long the client of a flow must have been silent for the flow to be looked at, in jiffies.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ages {
-    /// The shortest of all timeouts.
-    pub(super) usual: u32,
-    /// When the table is getting full: what closed flows are kept then.
-    pub(super) hurried: u32,
-}
-
 /// What the thread works with.
 struct Walk {
-    loaded: Loaded,
-    maps: Arc<Maps>,
-    ages: Ages,
+    sweeper: Arc<Sweeper>,
+    /// What closed flows are kept when the table is getting full, in jiffies.
+    hurried: u32,
     /// Whether the last walk found the table nearly full.
     full: bool,
+    /// Whether the last walk ended flows: their ends are told once more, since a RST may be lost.
+    again: bool,
     audit: Audit,
     shared: Arc<Shared>,
 }
+
+/// By number of the service: how many jiffies a flow must have been silent at least for the program
+/// in the kernel to be asked.
+struct Ages(Vec<u32>);
 
 impl Walk {
     fn stopped(&self) -> bool {
         self.shared.stop.load(Ordering::Relaxed)
     }
 
-    /// One walk through the table.
+    fn pause(&self) -> Duration {
+        if self.again {
+            AGAIN
+        } else if self.full {
+            SHORT_PAUSE
+        } else {
+            PAUSE
+        }
+    }
+
+    /// One walk through the tables.
     fn once(&mut self) -> Result<(), Error> {
-        let youngest = if self.full { self.ages.hurried } else { self.ages.usual };
-        let read = || Error::bpf("read the flows");
-        let mut census = Census::begin(&self.maps).map_err(read())?;
-        let all = self.shared.all.swap(false, Ordering::Relaxed);
-        let now = self.loaded.jiffies()? as u32;
+        let mut how = How::default();
+        let mut all = self.shared.all.swap(false, Ordering::Relaxed);
+        if std::mem::take(&mut self.again) {
+            how.bits = types::sweep_how::SWEEP_AGAIN.0;
+            all = true;
+        }
+        if self.full {
+            how.closed_timeout = self.hurried;
+        }
+        let began = self.sweeper.flow_counts()?;
+        let established = self.established(how, all)?;
+        let half_open = self.half_open(all)?;
+        let (Some((all, told)), Some(half_open)) = (established, half_open) else { return Ok(()) };
+        self.again = told > 0 && how.bits == 0;
+        let pushed_out = began.pushed_out_before(&self.sweeper.flow_counts()?, half_open);
+        let mut counted = self.shared.counted.lock().expect("no panic while it is held");
+        let pushed_out = pushed_out.max(counted.pushed_out);
+        *counted = FlowCounts { all, half_open, pushed_out };
+        Ok(())
+    }
+
+    /// The established flows; how many there are, and of how many the ends were told that they
+    /// are over. `None`: it was stopped.
+    fn established(&mut self, how: How, all: bool) -> Result<Option<(u32, u64)>, Error> {
+        let sweeper = Arc::clone(&self.sweeper);
+        let maps = sweeper.maps();
+        let mut census = Census::begin(maps).map_err(Error::bpf("read the counts of flows"))?;
+        let ages = Ages::read(&self.sweeper, how.closed_timeout)?;
+        let now = self.sweeper.jiffies()? as u32;
+        let mut told = 0;
         let mut old = Vec::with_capacity(SWEEP);
-        let flows = self.maps.flows.slices(SLICE).map_err(read())?;
+        let flows = maps.flows.slices(SLICE).map_err(Error::bpf("read the flows"))?;
         for (nth, (key, flow)) in flows.enumerate() {
-            let age = now.wrapping_sub(flow.seen) as i32;
-            if all || age >= youngest as i32 {
+            if all || ages.may_be_over(&key, &flow, now) {
                 old.push(key);
             }
             if old.len() == SWEEP {
-                self.hand_over(&mut old)?;
+                told += self.hand_over(how, &mut old)?;
             }
             census.add(&key, &flow);
             if nth % SLICE as usize == SLICE as usize - 1 {
                 std::thread::sleep(BREATH);
                 if self.stopped() {
-                    return Ok(());
+                    return Ok(None);
                 }
             }
         }
-        self.shared.counted.store(census.all, Ordering::Relaxed);
-        self.audit.settle(&census, &self.maps, &self.loaded)?;
-        let count = census.all as usize;
-        let full = count * 4 >= self.maps.flows.capacity() as usize * FULL_QUARTERS;
+        self.audit.settle(&census, &sweeper)?;
+        let full = census.all as usize * 4 >= maps.flows.capacity() as usize * FULL_QUARTERS;
         if full && !self.full {
-            tracing::warn!(flows = count, "the flow table is getting full; raise datapath.flows");
+            tracing::warn!(
+                flows = census.all,
+                "the flow table is getting full; raise datapath.flows"
+            );
         }
         self.full = full;
-        self.hand_over(&mut old)
+        told += self.hand_over(how, &mut old)?;
+        if told > 0 {
+            let again = how.bits != 0;
+            tracing::info!(flows = told, again, "ends of flows told that their backend has left");
+        }
+        let failed = self.sweeper.take_failed();
+        if failed > 0 {
+            tracing::warn!(
+                resets = failed,
+                "can't send RSTs; who did not get one gets it with its next packet"
+            );
+        }
+        Ok(Some((census.all, told)))
     }
 
-    /// Has the program look at these again, and forgets them.
-    fn hand_over(&self, old: &mut Vec<types::flow_key>) -> Result<(), Error> {
+    /// The half-open flows; how many there are. `None`: it was stopped.
+    fn half_open(&self, all: bool) -> Result<Option<u32>, Error> {
+        let mut count = 0;
+        let how = How { bits: types::sweep_how::SWEEP_HALF_OPEN.0, closed_timeout: 0 };
+        let ages = Ages::read_half_open(&self.sweeper)?;
+        let now = self.sweeper.jiffies()? as u32;
+        let mut old = Vec::with_capacity(SWEEP);
+        let maps = self.sweeper.maps();
+        let flows = maps.half_flows.slices(SLICE).map_err(Error::bpf("read half-open flows"))?;
+        for (nth, (key, flow)) in flows.enumerate() {
+            if all || ages.may_be_over(&key, &flow, now) {
+                old.push(key);
+            }
+            if old.len() == SWEEP {
+                self.hand_over(how, &mut old)?;
+            }
+            count += 1;
+            if nth % SLICE as usize == SLICE as usize - 1 {
+                std::thread::sleep(BREATH);
+                if self.stopped() {
+                    return Ok(None);
+                }
+            }
+        }
+        self.hand_over(how, &mut old)?;
+        Ok(Some(count))
+    }
+
+    /// Has the program look at these again, and forgets them; how many were ended and told.
+    fn hand_over(&self, how: How, old: &mut Vec<types::flow_key>) -> Result<u64, Error> {
         if self.shared.paused.load(Ordering::Relaxed) {
             old.clear();
         }
-        if old.is_empty() {
-            return Ok(());
+        let done = self.sweeper.sweep(how, old)?;
+        self.shared.removed.fetch_add(done.flows - done.told.min(done.flows), Ordering::Relaxed);
+        Ok(done.told)
+    }
+}
+
+impl Ages {
+    /// Of established flows: the shortest timeout of the states that they can be in.
+    fn read(sweeper: &Sweeper, closed_timeout: u32) -> Result<Self, Error> {
+        Self::of(sweeper, |service| {
+            let closed = match closed_timeout {
+                0 => service.closed_timeout,
+                hurried => service.closed_timeout.min(hurried),
+            };
+            closed.min(service.half_close_timeout).min(service.idle_timeout)
+        })
+    }
+
+    /// Of half-open ones.
+    fn read_half_open(sweeper: &Sweeper) -> Result<Self, Error> {
+        Self::of(sweeper, |service| service.half_open_timeout.min(service.closed_timeout))
+    }
+
+    fn of(sweeper: &Sweeper, age: impl Fn(&types::service) -> u32) -> Result<Self, Error> {
+        let mut ages = vec![0; SERVICES as usize];
+        let services = sweeper.maps().service_table.slices(SERVICES);
+        for (id, service) in services.map_err(Error::bpf("read the services"))? {
+            if let Some(place) = ages.get_mut(id as usize) {
+                *place = age(&service);
+            }
         }
-        let mut sweep = types::sweep {
-            count: old.len() as u32,
-            closed_timeout: if self.full { self.ages.hurried } else { 0 },
-            ..Default::default()
-        };
-        sweep.keys[..old.len()].copy_from_slice(old);
-        old.clear();
-        self.maps.sweep.set(&0, &sweep).map_err(Error::bpf("write the sweep"))?;
-        self.loaded.collect()?;
-        let done = self.maps.sweep.find(&0).map_err(Error::bpf("read the sweep"))?;
-        let removed = done.map_or(0, |sweep| sweep.removed);
-        self.shared.removed.fetch_add(u64::from(removed), Ordering::Relaxed);
-        Ok(())
+        Ok(Self(ages))
+    }
+
+    fn may_be_over(&self, key: &types::flow_key, flow: &types::flow, now: u32) -> bool {
+        let age = self.0.get(usize::from(key.service)).copied().unwrap_or(0);
+        now.wrapping_sub(flow.seen) as i32 >= age as i32
     }
 }

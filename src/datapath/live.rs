@@ -9,10 +9,11 @@ use std::collections::HashMap;
 
 use libbpf_rs::Result as BpfResult;
 
-use super::load::{Error, Loaded};
+use super::load::Error;
 use super::maps::{Maps, Table};
 use super::registry::{BACKENDS, SERVICES};
 use super::skeleton::types;
+use super::sweep::Sweeper;
 
 /// Flows that are there by what the kernel has counted; never negative, though the two numbers may
 /// be read while they change.
@@ -98,20 +99,16 @@ pub(super) struct Audit {
 impl Audit {
     /// Compares a census that has just ended with what the kernel has counted, and corrects what
     /// was off in the census before too: a flow between the counting and the table is off once.
-    pub(super) fn settle(
-        &mut self,
-        census: &Census,
-        maps: &Maps,
-        loaded: &Loaded,
-    ) -> Result<(), Error> {
-        let after = Snapshot::take(maps).map_err(Error::bpf("read the counts of flows"))?;
+    pub(super) fn settle(&mut self, census: &Census, sweeper: &Sweeper) -> Result<(), Error> {
+        let after =
+            Snapshot::take(sweeper.maps()).map_err(Error::bpf("read the counts of flows"))?;
         for (of, surplus) in self.confirm(census, &after) {
             let (kind, id) = match of {
                 Of::Service(id) => (types::repaired::REPAIR_SERVICE, id),
                 Of::Backend(id) => (types::repaired::REPAIR_BACKEND, id),
             };
             tracing::info!(?of, surplus, "the count of live flows was off");
-            loaded.repair(types::repair { of: kind.0, id, surplus })?;
+            sweeper.repair(types::repair { of: kind.0, id, surplus })?;
         }
         Ok(())
     }

@@ -71,6 +71,9 @@ pub enum Error {
          can't read: run `baton unload` (which ends its flows) and start again"
     )]
     OtherLayout(String),
+    /// Something is to be sent in the name of a VIP that this node does not hold.
+    #[error("this node is not Active, and does not speak for its VIPs: ask the node that is")]
+    GateClosed,
     /// A table is full.
     #[error("there are more {what} than the datapath has room for ({most}): remove some")]
     Full {

@@ -28,6 +28,7 @@ mod drain;
 mod fragments;
 pub mod gate;
 pub mod hooks;
+pub mod lifetimes;
 pub mod live;
 pub mod load;
 mod mapped;
@@ -37,11 +38,13 @@ mod nic;
 pub mod record;
 mod registry;
 pub mod replica;
+mod resets;
 pub mod ring;
 pub mod routes;
 pub mod sessions;
 pub mod skeleton;
 pub mod slices;
+mod sweep;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,7 +56,7 @@ use baton_ha::config::Vip;
 
 use self::claim::Claim;
 use self::clock::Clock;
-use self::collector::{Ages, Collector};
+use self::collector::{Collector, FlowCounts};
 use self::counters::Counters;
 use self::drain::Drain;
 use self::fragments::Fragments;
@@ -64,7 +67,8 @@ use self::maps::Maps;
 use self::mirror::Mirror;
 use self::registry::Registry;
 use self::replica::Replica;
-use self::sessions::{Sessions, Wanted};
+use self::sessions::{Ended, Sessions, Wanted};
+use self::sweep::Sweeper;
 use crate::pool::Pool;
 
 /// How long the gate stays open without being renewed.
@@ -80,6 +84,7 @@ pub struct Datapath {
     /// Of older versions whose flows are drained.
     old_gates: Vec<Arc<Gate>>,
     clock: Clock,
+    sweeper: Arc<Sweeper>,
     collector: Collector,
     /// Works by itself.
     _fragments: Fragments,
@@ -140,11 +145,9 @@ impl Datapath {
         let maps = Arc::new(loaded.maps()?);
         let registry = Registry::read(Arc::clone(&maps), clock)
             .map_err(Error::bpf("read the datapath's tables"))?;
-        let ages = Ages {
-            usual: clock.timeout(registry::CLOSED),
-            hurried: clock.timeout(registry::CLOSED_HURRIED),
-        };
-        let collector = Collector::start(loaded.clone(), Arc::clone(&maps), ages)
+        let sweeper = Arc::new(Sweeper::new(loaded.clone(), Arc::clone(&maps))?);
+        let hurried = clock.timeout(registry::CLOSED_HURRIED);
+        let collector = Collector::start(Arc::clone(&sweeper), hurried)
             .map_err(Error::io("start the collector"))?;
         let fragments = Fragments::start(loaded.clone())
             .map_err(Error::io("start the thread that holds fragments"))?;
@@ -154,6 +157,7 @@ impl Datapath {
             loaded,
             maps,
             clock,
+            sweeper,
             collector,
             _fragments: fragments,
             state: Mutex::new(State::new(registry, Hooks::new(hook), drain)),
@@ -178,7 +182,7 @@ impl Datapath {
         }
         state.follow_ways(&self.maps)?;
         state.drain.apply(&self.maps)?;
-        if applied.gone {
+        if applied.left {
             self.collector.look_at_all();
         }
         Ok(())
@@ -194,9 +198,14 @@ impl Datapath {
 
     /// Opens the gate for [`LEASE`] from now on. To be called often enough while Active.
     pub fn renew_lease(&self) -> Result<(), Error> {
-        let until = self.loaded.jiffies()? + self.clock.jiffies(LEASE);
+        let now = self.loaded.jiffies()?;
+        let (opens, until) = (self.gate.deadline_jiffies() <= now, now + self.clock.jiffies(LEASE));
         self.gate.open_until(until);
         self.old_gates.iter().for_each(|gate| gate.open_until(until));
+        // Of the flows that it has by now, some may have backends that left before.
+        if opens {
+            self.collector.look_at_all();
+        }
         Ok(())
     }
 
@@ -214,6 +223,7 @@ impl Datapath {
             gate_open: self.loaded.jiffies()? < self.gate.deadline_jiffies(),
             flows: self.collector.counted(),
             most_flows: self.maps.flows.capacity(),
+            most_half_open_flows: self.maps.half_flows.capacity(),
             counters: Counters::read()?,
         })
     }
@@ -246,6 +256,18 @@ impl Datapath {
         &self.loaded
     }
 
+    /// Ends the flows that are wanted, and tells their ends; how many there were. Only while the
+    /// gate is open: nobody else speaks for a VIP.
+    pub fn end_sessions(&self, wanted: &Wanted, pools: &[Arc<Pool>]) -> Result<Ended, Error> {
+        let now = self.loaded.jiffies()?;
+        if now >= self.gate.deadline_jiffies() {
+            return Err(Error::GateClosed);
+        }
+        let now = now as u32;
+        let walk = sessions::Walk { maps: &self.maps, clock: self.clock, now, pools, wanted };
+        walk.end(&self.sweeper)
+    }
+
     /// The maps, to read flows and counters.
     pub fn maps(&self) -> &Maps {
         &self.maps
@@ -259,10 +281,12 @@ pub struct Report {
     pub hooks: BTreeMap<String, Chosen>,
     /// Whether packets may pass.
     pub gate_open: bool,
-    /// Entries of established flows, also of those that are closed and not yet removed.
-    pub flows: u32,
-    /// The most there may be.
+    /// How many flows there are.
+    pub flows: FlowCounts,
+    /// The most established ones there may be.
     pub most_flows: u32,
+    /// The most half-open ones there may be.
+    pub most_half_open_flows: u32,
     /// What was counted; `None` once it is unloaded.
     pub counters: Option<Counters>,
 }

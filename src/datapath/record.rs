@@ -50,7 +50,7 @@ records! {
     reply = 40,
     half_reply = 44,
     traffic = 48,
-    sweep = 5136,
+    sweep = 11280,
     clock = 16,
     held_fragment = 8,
     leg = 12,

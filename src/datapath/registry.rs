@@ -19,14 +19,10 @@ use super::routes::{self, Way};
 use super::skeleton::types;
 use crate::pool::{Admin, Health, Member, Pool};
 use crate::scheduler::{backend_key, mix};
-use crate::service::{Backend, Dsr, Mode, Protocol, Scheduler, Service, Source};
+use crate::service::{Backend, Dsr, Mode, OnDown, Protocol, Scheduler, Service, Source};
 use crate::{maglev, turns};
 
-/// How long a half-open flow may take; the client's own tries take as long.
-const HALF_OPEN: Duration = Duration::from_secs(60);
-/// How long a flow that is closed or reset is kept, for what is still on its way.
-pub(super) const CLOSED: Duration = Duration::from_secs(10);
-/// The same when the flow table is getting full.
+/// How long a flow that is closed or reset is kept when the flow table is getting full.
 pub(super) const CLOSED_HURRIED: Duration = Duration::from_secs(1);
 /// As in bounds.h; id 0 is no backend.
 pub(super) const BACKENDS: u32 = 16384;
@@ -69,8 +65,8 @@ pub(super) struct Registry {
 pub(super) struct Applied {
     /// Interfaces that packets of ours come by.
     pub(super) interfaces: HashSet<u32>,
-    /// Whether a backend has gone, whose flows are to be removed.
-    pub(super) gone: bool,
+    /// Whether a backend has gone or is down, whose flows are to be ended.
+    pub(super) left: bool,
     /// Whether a number was given out or taken back.
     pub(super) renumbered: bool,
 }
@@ -173,7 +169,10 @@ impl Registry {
             applied.interfaces.extend(interface);
             let mut entries = Vec::new();
             let before = self.states_before(id, pool).map_err(write())?;
-            for (member, state) in pool.members.iter().zip(states(pool, &before)) {
+            let states = states(pool, &before);
+            for ((member, state), was) in pool.members.iter().zip(states).zip(before) {
+                let down = types::backend_state::BACKEND_DOWN;
+                applied.left |= state == down && was != down;
                 let address = member.backend.address;
                 let way = self.way_to(address.ip());
                 applied.interfaces.extend(way.map(|way| way.ifindex));
@@ -210,9 +209,10 @@ impl Registry {
                 .map_err(write())?;
             self.services.insert((service.listen, service.protocol), id);
         }
-        applied.gone = self.retire_backends(&backends).map_err(write())?;
+        let gone = self.retire_backends(&backends).map_err(write())?;
+        applied.left |= gone;
         let after = (self.service_numbers.next, self.backend_numbers.next);
-        applied.renumbered = applied.gone || before != after;
+        applied.renumbered = gone || before != after;
         self.remove_servers(&pools).map_err(write())?;
         Ok(applied)
     }
@@ -291,10 +291,11 @@ impl Registry {
             select: select_by(service.scheduler).0 as u8,
             seed: mix(backend_key(service.listen) ^ u64::from(number(service.protocol))),
             ifindex,
-            half_open_timeout: self.clock.timeout(HALF_OPEN),
-            idle_timeout: self.clock.timeout(limits.idle_timeout.max(CLOSED)),
-            half_close_timeout: self.clock.timeout(limits.half_close_timeout.max(CLOSED)),
-            closed_timeout: self.clock.timeout(CLOSED),
+            on_down: on_down(service.flows.on_down).0 as u8,
+            half_open_timeout: self.clock.timeout(service.flows.half_open_timeout),
+            idle_timeout: self.clock.timeout(limits.idle_timeout),
+            half_close_timeout: self.clock.timeout(limits.half_close_timeout),
+            closed_timeout: self.clock.timeout(service.flows.closed_timeout),
             max_flows: limits.max_connections,
             // One that the service's own limit comes before need not be counted.
             max_per_source: if limits.max_connections_per_source < limits.max_connections {
@@ -405,14 +406,18 @@ impl Registry {
     }
 }
 
-/// What each member of a pool may get. One that is down keeps its flows, since it may be up for
-/// them. One not probed yet goes on as it was `before`, in an earlier daemon's time; where none is
-/// up, all of those get flows.
+/// What each member of a pool may get. One that is down loses its flows, unless the service keeps
+/// them, since it may be up for them; what the operator disables always does. One not probed yet
+/// goes on as it was `before`, in an earlier daemon's time; where none is up, all of those get
+/// flows.
 fn states(pool: &Pool, before: &[types::backend_state]) -> Vec<types::backend_state> {
     let up = types::backend_state::BACKEND_UP;
     let drained = types::backend_state::BACKEND_DRAINED;
+    let down = types::backend_state::BACKEND_DOWN;
+    let keeps = pool.service.flows.on_down == OnDown::Keep;
     let state = |member: &Member, before| match (member.admin(), member.health()) {
-        (Admin::Disabled, _) => types::backend_state::BACKEND_DOWN,
+        (Admin::Disabled, _) => down,
+        (Admin::Enabled | Admin::Drained, Health::Down) if !keeps => down,
         (Admin::Enabled, Health::Up) => up,
         (Admin::Enabled, Health::Unknown) if before == up => up,
         (Admin::Enabled | Admin::Drained, _) => drained,
@@ -466,6 +471,14 @@ fn table_for(scheduler: Scheduler) -> Table {
     }
 }
 
+/// One that keeps its flows has none that are down, but those that the operator disables.
+fn on_down(on_down: OnDown) -> types::on_down {
+    match on_down {
+        OnDown::Reset | OnDown::Keep => types::on_down::ON_DOWN_RESET,
+        OnDown::Remap => types::on_down::ON_DOWN_REMAP,
+    }
+}
+
 fn select_by(scheduler: Scheduler) -> types::select_by {
     match scheduler {
         Scheduler::SourceHash => types::select_by::SELECT_SOURCE,
@@ -507,7 +520,7 @@ pub(super) fn protocol(number: u8) -> Option<Protocol> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::{Limits, ProxyProtocol};
+    use crate::service::{FlowPolicy, Limits, ProxyProtocol};
 
     const UP: types::backend_state = types::backend_state::BACKEND_UP;
     const DRAINED: types::backend_state = types::backend_state::BACKEND_DRAINED;
@@ -538,6 +551,7 @@ mod tests {
                 half_close_timeout: Duration::ZERO,
                 affinity: None,
             },
+            flows: FlowPolicy::of(Protocol::Tcp),
             proxy_protocol: ProxyProtocol::Off,
         };
         let pool = Pool::new(Arc::new(service));
@@ -561,7 +575,17 @@ mod tests {
         ];
         let before = [GONE, UP, UP, DRAINED, UP, UP];
         let states = states(&pool(&members), &before);
-        assert_eq!(states, [UP, DRAINED, UP, DRAINED, DRAINED, DOWN]);
+        assert_eq!(states, [UP, DOWN, UP, DRAINED, DRAINED, DOWN]);
+    }
+
+    #[test]
+    fn a_service_may_keep_the_flows_of_what_is_down() {
+        use {Admin::*, Health::*};
+        let mut pool = pool(&[(Enabled, Up), (Enabled, Down), (Drained, Down), (Disabled, Down)]);
+        let mut service = (*pool.service).clone();
+        service.flows.on_down = OnDown::Keep;
+        pool.service = Arc::new(service);
+        assert_eq!(states(&pool, &[UP; 4]), [UP, DRAINED, DRAINED, DOWN]);
     }
 
     #[test]
@@ -570,7 +594,7 @@ mod tests {
         let members =
             [(Enabled, Down), (Enabled, Unknown), (Drained, Unknown), (Disabled, Unknown)];
         let states = states(&pool(&members), &[GONE; 4]);
-        assert_eq!(states, [DRAINED, UP, DRAINED, DOWN]);
+        assert_eq!(states, [DOWN, UP, DRAINED, DOWN]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The flows in the kernel, as `baton sessions` lists them. Read-only, and bounded: a walk through
-//! the tables ends when enough are found.
+//! The flows in the kernel, as `baton sessions` lists and ends them. A list is bounded: a walk
+//! through the tables ends when enough are found.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,9 +10,11 @@ use libbpf_rs::Result as BpfResult;
 use serde::{Deserialize, Serialize};
 
 use super::clock::Clock;
+use super::load::Error;
 use super::maps::{Maps, Table};
 use super::registry::{protocol, socket};
 use super::skeleton::types;
+use super::sweep::{How, SWEEP, Sweeper};
 use crate::pool::Pool;
 use crate::service::Protocol;
 
@@ -31,8 +33,19 @@ pub struct Wanted {
     pub backend: Option<String>,
     /// Address of the client.
     pub client: Option<IpAddr>,
-    /// The most of them; never more than [`MOST`].
+    /// The most of them; a list never has more than [`MOST`].
     pub limit: usize,
+}
+
+/// What was ended by the operator.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Established flows.
+    pub established: u64,
+    /// Half-open flows.
+    pub half_open: u64,
+    /// Those of them whose ends were sent a RST: TCP's.
+    pub told: u64,
 }
 
 /// Some flows.
@@ -137,6 +150,60 @@ impl Walk<'_> {
             found.sessions.push(self.session(place, half, &key, &flow)?);
         }
         Ok(())
+    }
+
+    /// Ends the flows that are wanted: UDP's are removed, both ends of TCP's are sent a RST.
+    pub(super) fn end(&self, sweeper: &Sweeper) -> Result<Ended, Error> {
+        let half = types::sweep_how::SWEEP_HALF_OPEN.0;
+        let mut left = self.wanted.limit;
+        let (established, told) = self.end_in(sweeper, &self.maps.flows, 0, &mut left)?;
+        let (half_open, also) = self.end_in(sweeper, &self.maps.half_flows, half, &mut left)?;
+        Ok(Ended { established, half_open, told: told + also })
+    }
+
+    fn end_in(
+        &self,
+        sweeper: &Sweeper,
+        table: &Table<types::flow_key, types::flow>,
+        bits: u32,
+        left: &mut usize,
+    ) -> Result<(u64, u64), Error> {
+        let read = || Error::bpf("read the flows");
+        let how = How { bits: bits | types::sweep_how::SWEEP_END.0, closed_timeout: 0 };
+        let client = self.wanted.client.map(|address| types::address::from(address).words);
+        let mut places = HashMap::new();
+        let (mut ended, mut told) = (0, 0);
+        let mut keys = Vec::with_capacity(SWEEP);
+        let mut sweep = |keys: &mut Vec<_>| -> Result<(), Error> {
+            let done = sweeper.sweep(how, keys)?;
+            ended += done.flows;
+            told += done.told;
+            Ok(())
+        };
+        for (key, flow) in table.slices(SLICE).map_err(read())? {
+            if *left == 0 {
+                break;
+            }
+            if client.is_some_and(|words| words != key.client.words) {
+                continue;
+            }
+            let wanted = match places.entry((key.service, flow.backend)) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    let place = self.place(*new.key()).map_err(read())?;
+                    *new.insert(place.is_some())
+                }
+            };
+            if wanted {
+                keys.push(key);
+                *left -= 1;
+            }
+            if keys.len() == SWEEP {
+                sweep(&mut keys)?;
+            }
+        }
+        sweep(&mut keys)?;
+        Ok((ended, told))
     }
 
     /// The service and backend of these numbers, if they are wanted. What the configuration no

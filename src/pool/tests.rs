@@ -1,5 +1,5 @@
 use super::*;
-use crate::service::{Limits, Mode, Protocol, ProxyProtocol, Scheduler};
+use crate::service::{FlowPolicy, Limits, Mode, Protocol, ProxyProtocol, Scheduler};
 
 fn service(backends: &[(&str, u16, u32)]) -> Service {
     let backend = |(n, &(name, weight, max_connections)): (usize, &(&str, u16, u32))| Backend {
@@ -25,6 +25,7 @@ fn service(backends: &[(&str, u16, u32)]) -> Service {
             half_close_timeout: Duration::from_secs(60),
             affinity: None,
         },
+        flows: FlowPolicy::of(Protocol::Tcp),
         proxy_protocol: ProxyProtocol::Off,
     }
 }

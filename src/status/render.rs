@@ -92,8 +92,16 @@ impl ReplicationStatus {
 impl DatapathStatus {
     fn write(&self, text: &mut String) -> std::fmt::Result {
         let gate = word(&self.gate);
-        let Self { flows, max_flows, .. } = self;
-        writeln!(text, "\nDatapath: gate {gate}; {flows} of {max_flows} flows")?;
+        let Self { flows, max_flows, half_open_flows, max_half_open_flows, .. } = self;
+        write!(
+            text,
+            "\nDatapath: gate {gate}; {flows} of {max_flows} flows, {half_open_flows} of \
+             {max_half_open_flows} half-open"
+        )?;
+        match self.half_open_pushed_out {
+            0 => writeln!(text)?,
+            pushed_out => writeln!(text, " ({pushed_out} pushed out)")?,
+        }
         if self.hooks.is_empty() {
             writeln!(text, "  attached nowhere")?;
         }

@@ -105,13 +105,37 @@ fn what_is_closed_goes_sooner() {
 }
 
 #[test]
-fn flows_of_a_backend_that_has_gone_go_too() {
+fn a_flow_that_was_ended_is_closed() {
     let (kernel, backend, _) = with_a_flow();
-    for state in [backend_state::BACKEND_DRAINED, backend_state::BACKEND_DOWN] {
-        kernel.set_state(backend, state);
-        assert!(kernel.survives());
-    }
+    kernel.set_state(backend, backend_state::BACKEND_DRAINED);
+    kernel.age(900, 900);
+    assert!(kernel.survives());
     kernel.set_state(backend, backend_state::BACKEND_GONE);
+    let mut sweep = types::sweep { count: 1, ..Default::default() };
+    sweep.keys[0] = kernel.flows()[0].0;
+    kernel.maps.sweep.set(&0, &sweep).unwrap();
+    kernel.collect();
+    kernel.age(50, 50);
+    assert!(kernel.survives(), "for whoever has not heard of it yet");
+    kernel.age(150, 150);
+    assert!(!kernel.survives());
+}
+
+#[test]
+fn a_doubted_reset_shortens_the_wait() {
+    let (kernel, _, toward) = with_a_flow();
+    // The backend has not acknowledged these bytes.
+    kernel.sent(&Packet::tcp(CLIENT, VIP, ACK, 1006, 5001));
+    kernel.sent(&Packet { payload: vec![], ..Packet::tcp(CLIENT, VIP, RST, 1011, 0) });
+    kernel.age(400, 400);
+    assert!(kernel.survives());
+    kernel.age(600, 600);
+    let challenge = Transport::Tcp { flags: ACK, sequence: 5001, acknowledgement: 1001 };
+    kernel.sent(&toward.answer(challenge));
+    kernel.age(600, 600);
+    assert!(kernel.survives(), "the backend has spoken");
+    kernel.sent(&Packet { payload: vec![], ..Packet::tcp(CLIENT, VIP, RST, 1011, 0) });
+    kernel.age(600, 600);
     assert!(!kernel.survives());
 }
 

@@ -11,6 +11,7 @@ mod golden;
 mod hostile;
 mod icmp;
 mod kernel;
+mod leave;
 mod limits;
 mod live;
 mod numbers;

@@ -29,6 +29,8 @@ pub(crate) const FIN: u8 = flow_flag::FLOW_FIN.0 as u8;
 pub(crate) const RST: u8 = flow_flag::FLOW_RST.0 as u8;
 /// The other end seems to have reset the flow.
 pub(crate) const DOUBT: u8 = flow_flag::FLOW_DOUBT.0 as u8;
+/// Ended, since its backend has left.
+pub(crate) const ENDED: u8 = flow_flag::FLOW_ENDED.0 as u8;
 /// Its numbers are not known; the next segment tells.
 pub(crate) const LEARNT: u8 = flow_flag::FLOW_LEARNT.0 as u8;
 /// Of the backend: its SYN came.
@@ -62,6 +64,15 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
+    /// Whoever goes on is told.
+    pub(crate) fn end(&mut self, now: Moment) {
+        self.client_flags |= ENDED | RST;
+        self.client_seen = now;
+        if self.reply.is_some() {
+            self.backend_flags |= ENDED | RST;
+        }
+    }
+
     /// Reset, or closed from both ends.
     pub(crate) fn is_closed(&self) -> bool {
         (self.client_flags | self.backend_flags) & RST != 0

@@ -15,7 +15,9 @@ use crate::lab::{self, Lab, SERVICES_OF_A_FAMILY, STATES, Side, address};
 use crate::reading::{Fragment, Reading, View, read};
 use crate::rules::{Model, Traffic, Verdict};
 use crate::story::{Acknowledges, Client, Frame, Odd, Step, Way};
-use crate::wire::{ETHERNET, Layers, Parts, TCP, UDP, comes_out, octets, pseudo, seal_ipv4, sum};
+use crate::wire::{
+    ACK, ETHERNET, Layers, Parts, RST, TCP, UDP, comes_out, octets, pseudo, seal_ipv4, sum,
+};
 
 const PORTS: [u16; 8] = [40000, 40001, 40002, 53, 8080, 5353, 0, 65535];
 
@@ -213,8 +215,9 @@ impl<'a> Run<'a> {
                 self.model.age(*jiffies);
             }
             Step::Collect => {
+                let before = self.kernel.jiffies() as u32;
                 self.kernel.collect();
-                self.model.collect(self.kernel.jiffies() as u32);
+                self.model.collect((before, self.kernel.jiffies() as u32));
             }
         }
         writeln!(self.told, "  {step:?}").unwrap();
@@ -241,10 +244,12 @@ impl<'a> Run<'a> {
         writeln!(self.told, "    counted {counted:?}").unwrap();
         let wrong = |what: &str| Err(format!("{what}; expected {}\n", say(&expected)));
         match &expected {
-            Verdict::TimeExceeded => match told(&bytes, self.hook, &fate, &out, &counted) {
-                Some(what) => wrong(what),
-                None => Ok(()),
-            },
+            Verdict::TimeExceeded | Verdict::Refused => {
+                match told(&expected, &bytes, self.hook, &fate, &out, &counted) {
+                    Some(what) => wrong(what),
+                    None => Ok(()),
+                }
+            }
             Verdict::Pass if fate != Fate::Passed => wrong("another verdict"),
             Verdict::Pass if out != bytes => wrong("passed, and changed"),
             Verdict::Drop(_) if fate != Fate::Dropped => wrong("another verdict"),
@@ -602,21 +607,25 @@ fn flip(field: &mut [u8], bits: u16) {
     }
 }
 
-/// What is wrong with what a sender is told whose packet's TTL has ended: ICMP time exceeded
-/// (RFC 792, RFC 4443 §3.3), back to where the packet came from. Not everybody is told, nor often.
+/// What is wrong with what a sender is told whose packet goes no further: ICMP time exceeded or
+/// port unreachable (RFC 792, RFC 4443 §3), or a RST, back to where the packet came from. Not
+/// everybody is told, nor often.
 fn told(
+    verdict: &Verdict,
     frame: &[u8],
     hook: Hook,
     fate: &Fate,
     out: &[u8],
     counted: &[drop_reason],
 ) -> Option<&'static str> {
+    let refused = *verdict == Verdict::Refused;
+    let reason = if refused { drop_reason::DROP_BACKEND_DOWN } else { drop_reason::DROP_TTL };
     if *fate == Fate::Dropped {
-        let reasons = [drop_reason::DROP_TTL, drop_reason::DROP_ANSWER_LIMITED];
+        let reasons = [reason, drop_reason::DROP_ANSWER_LIMITED];
         return (counted.len() != 1 || !reasons.contains(&counted[0])).then_some("another reason");
     }
     let back = if hook == Hook::Xdp { Fate::Turned } else { Fate::Forwarded };
-    if *fate != back || counted != [drop_reason::DROP_TTL] {
+    if *fate != back || counted != [reason] {
         return Some("not told");
     }
     if out[..6] != frame[6..12] || out[6..14] != [&frame[..6], &frame[12..14]].concat()[..] {
@@ -629,7 +638,21 @@ fn told(
     if ip[receiver] != frame[14..][sender.clone()] {
         return Some("told somebody else");
     }
-    let kind = if is_ipv4 { [11, 0] } else { [3, 0] };
+    if let (true, Reading::Good(asked)) = (refused, read(frame))
+        && asked.protocol == TCP
+    {
+        let Reading::Good(reset) = read(out) else { return Some("no RST") };
+        let ends = (reset.source, reset.destination) == (asked.destination, asked.source);
+        let number = asked.flags & ACK == 0 || reset.sequence == asked.acknowledgement;
+        let right = ends && number && reset.flags & RST != 0 && is_right(out) == Some(true);
+        return (!right).then_some("another RST");
+    }
+    let kind = match (is_ipv4, refused) {
+        (true, false) => [11, 0],
+        (false, false) => [3, 0],
+        (true, true) => [3, 3],
+        (false, true) => [1, 4],
+    };
     let message = &out[icmp..];
     let over = if is_ipv4 { 0 } else { sum(&ip[8..40]) + 58 + message.len() as u64 };
     let quote = &message[8..];

@@ -21,6 +21,9 @@ pub(crate) enum Verdict {
     Drop(drop_reason),
     /// Dropped as its TTL ends, and its sender is told (but not too often).
     TimeExceeded,
+    /// Dropped, since its flow is over, and its sender is told: by a RST, of UDP that nobody
+    /// listens.
+    Refused,
     /// Sent on as these bytes (but for the Ethernet addresses), by way of that host, out of
     /// that side.
     Forward {
@@ -241,12 +244,12 @@ impl Model {
         }
         let key = Key { client: view.source, service: service.id };
         let (backend, port) = self.flow_of(&key, view, service, side, now)?;
-        match self.states[&backend] {
-            backend_state::BACKEND_GONE => return dropped(drop_reason::DROP_STALE),
-            backend_state::BACKEND_DOWN => return dropped(drop_reason::DROP_BACKEND_DOWN),
-            _ => {}
-        }
-        let id = backend;
+        let is_ended =
+            self.flows.peek(&key).is_some_and(|flow| flow.client_flags & flows::ENDED != 0);
+        let (id, port) = match self.keeps_flows(backend) && !is_ended {
+            true => (backend, port),
+            false => return self.leave(&key, view, now),
+        };
         let backend = self.lab.backend(id);
         let to = (backend.address.ip(), backend.address.port());
         let ends = match service.mode {
@@ -256,6 +259,31 @@ impl Model {
         };
         let (next_hop, out) = (to.0, Side::Back);
         Ok(Some(Plan { ends, next_hop, out, service: service.id, backend: id, inward: true }))
+    }
+
+    fn keeps_flows(&self, backend: u16) -> bool {
+        let keep = [backend_state::BACKEND_UP, backend_state::BACKEND_DRAINED];
+        keep.contains(&self.states[&backend])
+    }
+
+    /// The flow's backend has left: TCP is reset; after a SYN its flow is forgotten, so that the
+    /// next one begins anew. UDP's is too, and its client is told.
+    fn leave<T>(&mut self, key: &Key, view: &View, now: Moment) -> Result<T> {
+        let flow = self.flows.find(key).expect("the flow whose backend has left");
+        if view.protocol == TCP && !is_syn(view) {
+            if flow.established && flow.client_flags & flows::ENDED == 0 {
+                flow.end(now);
+            }
+            return match view.flags & RST != 0 {
+                true => dropped(drop_reason::DROP_BACKEND_DOWN),
+                false => Err(Verdict::Refused),
+            };
+        }
+        self.flows.remove(key);
+        match view.protocol {
+            UDP => Err(Verdict::Refused),
+            _ => dropped(drop_reason::DROP_BACKEND_DOWN),
+        }
     }
 
     /// The backend of a client's packet and the port towards it: of its flow, or of a new one.
@@ -270,7 +298,9 @@ impl Model {
         let Some(flow) = self.flows.find(key) else {
             return self.begin(key, view, service, side, now);
         };
-        let is_up = self.states[&flow.backend] == backend_state::BACKEND_UP;
+        let state = self.states[&flow.backend];
+        let is_up = state == backend_state::BACKEND_UP;
+        let is_drained = state == backend_state::BACKEND_DRAINED;
         if flow.established {
             if is_syn(view) && flow.is_closed() {
                 self.flows.remove(key);
@@ -284,7 +314,8 @@ impl Model {
             return Ok((flow.backend, flow.port));
         }
         // A flow that came to nothing before its backend left begins anew with another.
-        if !is_up && (is_syn(view) || view.protocol == UDP) {
+        // What nobody answers is a flow all the same, which a drained one keeps.
+        if !is_up && (is_syn(view) || view.protocol == UDP && !is_drained) {
             self.flows.remove(key);
             return self.begin(key, view, service, side, now);
         }
@@ -469,6 +500,12 @@ impl Model {
             (false, false, true) => flow.backend_flags |= flows::RST,
         }
         let (backend, out) = (flow.backend, flow.side);
+        if flow.backend_flags & flows::ENDED != 0 {
+            return match view.flags & RST != 0 {
+                true => dropped(drop_reason::DROP_BACKEND_DOWN),
+                false => Err(Verdict::Refused),
+            };
+        }
         if view.protocol == UDP && !flow.established {
             self.establish(&key)?;
         }
@@ -487,9 +524,23 @@ impl Model {
     }
 
     /// The collector has looked at every established flow.
-    pub(crate) fn collect(&mut self, now: u32) {
-        let states = &self.states;
-        self.flows.retain(|_, flow| {
+    pub(crate) fn collect(&mut self, now: Moment) {
+        let (states, lab, gate_is_open) = (&self.states, &self.lab, self.gate_is_open);
+        self.flows.retain(|key, flow| {
+            let is_tcp = lab.service(key.service).protocol == TCP;
+            let left = match states[&flow.backend] {
+                backend_state::BACKEND_GONE => true,
+                // Of UDP, the client is told when it sends.
+                backend_state::BACKEND_DOWN => is_tcp,
+                _ => false,
+            };
+            let is_ended = flow.client_flags & flows::ENDED != 0;
+            if flow.established && gate_is_open && left && !is_ended {
+                if !is_tcp || flow.is_closed() {
+                    return false;
+                }
+                flow.end(now);
+            }
             let fin_or_doubt = flows::FIN | flows::DOUBT;
             let fin = (flow.client_flags | flow.backend_flags) & fin_or_doubt != 0;
             let timeout = match (flow.is_closed(), fin) {
@@ -497,12 +548,11 @@ impl Model {
                 (_, true) => lab::HALF_CLOSE,
                 _ => lab::IDLE,
             };
-            let mut age = now.wrapping_sub(flow.client_seen.0) as i32;
+            let mut age = now.1.wrapping_sub(flow.client_seen.0) as i32;
             if flow.reply.is_some() {
-                age = age.min(now.wrapping_sub(flow.backend_seen.0) as i32);
+                age = age.min(now.1.wrapping_sub(flow.backend_seen.0) as i32);
             }
-            let gone = states[&flow.backend] == backend_state::BACKEND_GONE;
-            !flow.established || !gone && age < timeout as i32
+            !flow.established || age < timeout as i32
         });
     }
 
@@ -590,6 +640,9 @@ fn reset_by_client(view: &View, flow: &mut Flow) {
 
 /// The backend's RST on an established flow, or its SYN+ACK, when both ends begin anew.
 fn turned_by_backend(view: &View, flow: &mut Flow) {
+    if flow.backend_flags & flows::ENDED != 0 {
+        return;
+    }
     if view.flags & SYN != 0 {
         flow.server.acknowledged = view.acknowledgement;
         if view.sequence_end != flow.server.end {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::Read as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use baton::datapath::record::Record as _;
@@ -64,6 +64,37 @@ fn flows_to(net: &Net) -> HashSet<String> {
         .collect()
 }
 
+/// The client, which sends nothing and waits, is told that its connection is over.
+fn assert_reset(session: &mut Session) {
+    let error = session.stream.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+}
+
+#[test]
+fn datagrams_go_to_another_backend_at_once() {
+    let mut net = Net::new();
+    serve(&net.node("b1"), "b1", BOTH[0].1);
+    serve(&net.node("b2"), "b2", BOTH[1].1);
+    let how = "mode = \"passthrough\"\nprotocol = \"udp\"\nidle_timeout = \"1h\"";
+    net.start_relay(&service("echo", "front4", 80, how, &BOTH));
+    let socket = net.node("client").enter(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    socket.connect(VIP).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    // One flow: always from the same port.
+    let who = || {
+        let mut buffer = [0; 256];
+        socket.send(b"who").ok()?;
+        let length = socket.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).split(' ').next()?.to_owned())
+    };
+    net.until("it is served", || who().is_some());
+    let (first, other) = if who().as_deref() == Some("b1") { ("b1", "b2") } else { ("b2", "b1") };
+    net.baton(&["drain", first]);
+    assert_eq!(who().as_deref(), Some(first), "drained, it keeps the flow");
+    net.baton(&["disable", first]);
+    net.until("the flow is with the other", || who().as_deref() == Some(other));
+}
+
 #[test]
 fn a_drained_backend_keeps_its_sessions() {
     let net = net();
@@ -83,9 +114,7 @@ fn a_disabled_backend_is_cut_off() {
     net.baton(&["disable", "b1"]);
     await_backends(&net, &["b2"]);
     b2.echo(1000);
-    b1.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    std::io::Write::write_all(&mut b1.stream, b"x").unwrap();
-    assert!(b1.stream.read(&mut [0]).is_err(), "it is disabled, and answers");
+    assert_reset(&mut b1);
 }
 
 #[test]
@@ -95,10 +124,8 @@ fn a_reload_moves_nobody_who_need_not_move() {
     net.reload(&web(&BOTH[1..]));
     await_backends(&net, &["b2"]);
     b2.echo(1000);
-    // Its flows are dropped: it is no backend any more.
-    b1.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    std::io::Write::write_all(&mut b1.stream, b"x").unwrap();
-    assert!(b1.stream.read(&mut [0]).is_err(), "it is removed, and answers");
+    // It is no backend any more.
+    assert_reset(&mut b1);
     net.until("its flows are gone", || !flows_to(&net).contains("10.78.0.11"));
     assert!(flows_to(&net).contains("10.78.0.12"));
     net.reload(&web(&BOTH));

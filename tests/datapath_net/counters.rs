@@ -137,7 +137,7 @@ fn status_shows_flows_traffic_hooks_and_gate() {
     assert_eq!(proxy["traffic"], Value::Null);
 
     let text = status(&net, &[]);
-    assert!(text.contains("Datapath: gate open; 3 of 4096 flows\n"), "{text}");
+    assert!(text.contains("Datapath: gate open; 3 of 4096 flows, 0 of 1024 half-open\n"), "{text}");
     assert!(text.contains(&format!("\n  front: tc ({why})\n")), "{text}");
     assert!(text.contains("; 3 flows, "), "{text}");
 }
@@ -184,6 +184,23 @@ fn sessions_lists_the_flows_that_are_wanted() {
     }
     assert_eq!(list(&["--service", "plain"])[0]["nat"], Value::Null);
     assert!(ask(&net, "sessions", &["--limit", "1"]).contains("There are more"));
+    let kill = |args: &[&str]| -> Value {
+        let args = [&["kill"], args, &["--json"]].concat();
+        serde_json::from_str(&ask(&net, "sessions", &args)).unwrap()
+    };
+    let none = kill(&["--client", "10.77.0.11"]);
+    assert_eq!((&none["established"], &none["told"]), (&0.into(), &0.into()));
+    assert_eq!(list(&["--service", "web"]).len(), 3);
+    let killed = kill(&["--service", "web"]);
+    assert_eq!((&killed["established"], &killed["told"]), (&3.into(), &3.into()), "{killed}");
+    for session in &open {
+        // It waits for nothing but bytes of the backend's.
+        let error = std::io::Read::read(&mut &session.stream, &mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    let mut all = Command::new(env!("CARGO_BIN_EXE_baton"));
+    let all = all.args(["sessions", "kill"]).output().unwrap();
+    assert_eq!(all.status.code(), Some(2), "it wants to know which");
     // The backend closes its direction in turn.
     drop(plain);
     net.until("it is closed", || {

@@ -14,7 +14,7 @@ use baton::health::Checks;
 use baton::lab::netns::{Netns, run};
 use baton::pool::{Health, Member, Pool};
 use baton::service::{
-    Backend, Check, Limits, Mode, Probe, Protocol, ProxyProtocol, Scheduler, Service,
+    Backend, Check, FlowPolicy, Limits, Mode, Probe, Protocol, ProxyProtocol, Scheduler, Service,
 };
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -256,6 +256,7 @@ pub(crate) fn pool(name: &str, check: &Check, backends: &[SocketAddr]) -> Arc<Po
             half_close_timeout: Duration::from_secs(1),
             affinity: None,
         },
+        flows: FlowPolicy::of(Protocol::Tcp),
         proxy_protocol: ProxyProtocol::Off,
     })))
 }

@@ -11,7 +11,9 @@ use std::{fs, thread};
 
 use baton::pool::{Health, Pool};
 use baton::proxy::Proxy;
-use baton::service::{Backend, Limits, Mode, Protocol, ProxyProtocol, Scheduler, Service};
+use baton::service::{
+    Backend, FlowPolicy, Limits, Mode, Protocol, ProxyProtocol, Scheduler, Service,
+};
 use socket2::SockRef;
 
 /// A service on a free port of the loopback.
@@ -49,6 +51,7 @@ pub fn service(protocol: Protocol, backends: &[SocketAddr]) -> Service {
             half_close_timeout: Duration::from_secs(60),
             affinity: None,
         },
+        flows: FlowPolicy::of(Protocol::Tcp),
         proxy_protocol: ProxyProtocol::Off,
     }
 }

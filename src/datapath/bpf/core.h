@@ -7,10 +7,11 @@
 #pragma once
 
 #include "encap.h"
-#include "flow.h"
+#include "find.h"
 #include "frag.h"
 #include "gate.h"
 #include "icmp.h"
+#include "leave.h"
 #include "parse.h"
 #include "plan.h"
 #include "service.h"
@@ -67,18 +68,17 @@ static __always_inline int plan_inbound(struct packet *packet, struct service *s
 	struct flow_key key = flow_key_of(packet, id);
 	struct flow flow = {};
 	struct backend *backend;
-	__u32 backend_id;
 	int verdict;
 
 	verdict = find_flow(packet, &key, service, &flow);
 	if (verdict != GO_ON)
 		return verdict;
-	backend_id = flow.backend;
-	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
-	if (!backend || backend->state == BACKEND_GONE)
+	plan->backend = flow.backend;
+	backend = bpf_map_lookup_elem(&backend_table, &plan->backend);
+	if (!backend)
 		return drop(DROP_STALE);
-	if (backend->state == BACKEND_DOWN)
-		return drop(DROP_BACKEND_DOWN);
+	if (!keeps_flows(backend) || (flow.flags & FLOW_ENDED))
+		return leave_backend(packet, &key, service, &flow, plan);
 	return plan_to_backend(packet, service, id, &flow, backend, plan);
 }
 
@@ -110,7 +110,11 @@ static __always_inline int plan_outbound(struct packet *packet, __u32 server, st
 	int verdict = GO_ON;
 	struct reply *reply = find_reply(packet, server, &verdict);
 
-	return reply ? plan_to_client(reply, plan) : verdict;
+	if (!reply)
+		return verdict;
+	if (reply->flags & FLOW_ENDED)
+		return refuse(packet, plan);
+	return plan_to_client(reply, plan);
 }
 
 /* The flow that a client's packet is of, whatever state it is in; NULL: none. */

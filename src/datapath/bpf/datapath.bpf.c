@@ -43,6 +43,8 @@ const volatile struct {
 	enum on_down on_down;
 	enum counted counted;
 	enum repaired repaired;
+	enum sweep_how sweep_how;
+	enum sweep_done sweep_done;
 	enum event_kind kind;
 	enum leg_flag leg;
 	enum way_kind way;

@@ -85,6 +85,19 @@ static __always_inline struct reply_key reply_key_of(const struct flow_key *key,
 	return reply;
 }
 
+/* Whether a backend goes on with the flows it has. */
+static __always_inline int keeps_flows(const struct backend *backend)
+{
+	return backend->state == BACKEND_UP || backend->state == BACKEND_DRAINED;
+}
+
+/* Whether a reply's entry is that of this flow, and not of another that has its key by now. */
+static __always_inline int is_reply_of(const struct reply *reply, const struct flow_key *key)
+{
+	return reply->port == key->port && reply->service == key->service &&
+	       same_address(&reply->client, &key->client);
+}
+
 /* Whether a flow has ended and may make room for a new one: reset, or closed from both ends. */
 static __always_inline int flow_is_closed(__u8 in, __u8 out)
 {
@@ -100,7 +113,7 @@ static __always_inline __u32 timeout_of(const struct service *service, __u8 in, 
 	return service->idle_timeout;
 }
 
-static __always_inline int is_syn(struct packet *packet)
+static __always_inline int is_syn(const struct packet *packet)
 {
 	return packet->protocol == IPPROTO_TCP &&
 	       (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
@@ -318,12 +331,13 @@ static __noinline int go_on_half_open(struct packet *packet, const struct flow_k
 	if (mode_has_replies(service->mode)) {
 		half = bpf_map_lookup_elem(&half_replies, &reply_key);
 		/* Evicted, or another's by now. */
-		if (!half || half->reply.port != key->port || half->reply.service != key->service ||
-		    !same_address(&half->reply.client, &key->client))
+		if (!half || !is_reply_of(&half->reply, key))
 			return BEGIN_ANEW;
 	}
-	/* Its backend has gone before it came to anything: a late answer of it finds nothing. */
-	if ((is_syn(packet) || packet->protocol == IPPROTO_UDP) && backend->state != BACKEND_UP) {
+	/* Its backend has left before it came to anything. UDP that nobody answers is a flow all
+	 * the same, which a drained backend keeps. */
+	if (is_syn(packet) ? backend->state != BACKEND_UP
+			   : packet->protocol == IPPROTO_UDP && !keeps_flows(backend)) {
 		if (half)
 			bpf_map_delete_elem(&half_replies, &reply_key);
 		return BEGIN_ANEW;
@@ -413,6 +427,18 @@ static __noinline int takes_over_from(const struct flow_key *key, const struct f
 				      const struct service *service)
 {
 	return flow_is_closed(flow->flags, reply_flags(key, flow, service));
+}
+
+/* Ends a TCP flow: whoever goes on gets a RST. It stays for as long as any that is closed. */
+static __always_inline void mark_ended(const struct flow_key *key, struct flow *flow,
+				       struct reply *reply, __u32 now)
+{
+	uncount(key, flow);
+	flow->flags |= FLOW_ENDED | FLOW_RST;
+	flow->seen = now;
+	if (reply)
+		reply->flags |= FLOW_ENDED | FLOW_RST;
+	count_flow(FLOWS_ENDED);
 }
 
 /* The client's RST on an established flow. */
@@ -520,134 +546,4 @@ static __noinline void note_end_of_reply(const struct reply *reply)
 
 	if (service && flow)
 		note_end(&key, flow, service);
-}
-
-/* A packet of a flow that is not established. */
-static __always_inline int flow_slow(struct packet *packet, const struct flow_key *key,
-				     const struct service *service, struct flow *found)
-{
-	struct flow *half = bpf_map_lookup_elem(&half_flows, key);
-	int verdict;
-
-	if (half) {
-		verdict = go_on_half_open(packet, key, service, half, found);
-		if (verdict == ESTABLISH)
-			return establish_by_client(key, service, found);
-		if (verdict != BEGIN_ANEW)
-			return verdict;
-		/* Also where nobody takes it now: it is forgotten. */
-		if (!bpf_map_delete_elem(&half_flows, key))
-			count_flow(FLOWS_REPLACED);
-	} else if (address_use(&packet->source)) {
-		/* Spoofed, or our own that has come back; it could take the ports of others. */
-		return drop(DROP_BAD_SOURCE);
-	}
-	return open_flow(packet, key, service, found);
-}
-
-/* The flow of a client's packet, found or begun; `found` is a copy of what matters of it. */
-static __always_inline int find_flow(struct packet *packet, const struct flow_key *key,
-				     const struct service *service, struct flow *found)
-{
-	struct flow *flow = bpf_map_lookup_elem(&flows, key);
-
-	if (flow) {
-		*found = *flow;
-		if (!is_syn(packet) || !takes_over_from(key, found, service)) {
-			touch_flow(flow, packet);
-			if (packet->tcp_flags & TCP_RST)
-				reset_by_client(packet, key, service, flow);
-			if (packet->tcp_flags & (TCP_FIN | TCP_RST))
-				note_end(key, flow, service);
-			return GO_ON;
-		}
-		remove_flow(key, found, service);
-	}
-	return flow_slow(packet, key, service, found);
-}
-
-/* A reply of a flow that is half-open: notes what it shows. UDP is established by it. */
-static __noinline int reply_half_open(struct packet *packet, const struct reply_key *key)
-{
-	struct half_reply *half = bpf_map_lookup_elem(&half_replies, key);
-	struct flow_key flow_key;
-	struct service *service;
-	__u32 service_id;
-	struct flow *flow;
-
-	if (!half)
-		return VERDICT_PASS;
-	flow_key = flow_key_of_reply(&half->reply);
-	flow = bpf_map_lookup_elem(&half_flows, &flow_key);
-	/* Evicted, or begun anew with another backend or port: this belongs to it no more. */
-	if (!flow || flow->backend != half->reply.backend || flow->nat_port != key->port)
-		return VERDICT_PASS;
-	touch_reply(&half->reply, packet);
-	/* Without an ACK where both ends open at the same time (RFC 9293 §3.5). */
-	if (packet->tcp_flags & TCP_SYN) {
-		half->isn = packet->sequence;
-		half->reply.flags = FLOW_SYN_ACK;
-		half->reply.numbers.end = packet->sequence_end;
-		half->reply.numbers.acknowledged = packet->acknowledgement;
-	} else if (packet->tcp_flags & TCP_RST) {
-		half->reply.flags |= FLOW_RST;
-	}
-	if (packet->protocol == IPPROTO_TCP)
-		return GO_ON;
-	service_id = flow_key.service;
-	service = bpf_map_lookup_elem(&service_table, &service_id);
-	if (!service)
-		return drop(DROP_STALE);
-	return establish(&flow_key, service, flow, key, half);
-}
-
-/* Whether a packet from a server belongs to a flow, without a note of it. */
-static __noinline int is_reply(struct packet *packet, __u32 server)
-{
-	struct reply_key key = {
-		.address = packet->destination,
-		.server = server,
-		.port = packet->destination_port,
-	};
-
-	return bpf_map_lookup_elem(&replies, &key) || bpf_map_lookup_elem(&half_replies, &key);
-}
-
-/* A reply of a flow that is not established; NULL as below. Looked for again afterwards, by then
- * in one table or the other: there is no room on the stack for a copy. */
-static __always_inline struct reply *reply_slow(struct packet *packet, const struct reply_key *key,
-						int *verdict)
-{
-	struct half_reply *half;
-	struct reply *reply;
-
-	*verdict = reply_half_open(packet, key);
-	if (*verdict != GO_ON)
-		return NULL;
-	half = bpf_map_lookup_elem(&half_replies, key);
-	reply = half ? &half->reply : bpf_map_lookup_elem(&replies, key);
-	if (!reply)
-		*verdict = drop(DROP_STALE);
-	return reply;
-}
-
-/* The flow that a packet from a server belongs to; NULL: as the verdict says, `VERDICT_PASS` where
- * there is none. */
-static __always_inline struct reply *find_reply(struct packet *packet, __u32 server, int *verdict)
-{
-	struct reply_key key = {
-		.address = packet->destination,
-		.server = server,
-		.port = packet->destination_port,
-	};
-	struct reply *reply = bpf_map_lookup_elem(&replies, &key);
-
-	if (!reply)
-		return reply_slow(packet, &key, verdict);
-	touch_reply(reply, packet);
-	if (packet->tcp_flags & (TCP_RST | TCP_SYN))
-		turn_by_backend(packet, reply);
-	if (packet->tcp_flags & (TCP_FIN | TCP_RST))
-		note_end_of_reply(reply);
-	return reply;
 }
