@@ -38,11 +38,14 @@ fn on_both(net: &Net) -> [Session; 2] {
     [b1.unwrap(), b2.unwrap()]
 }
 
-/// Waits until new sessions come to these backends and no other.
+/// Waits until new sessions come to these backends and no other. One that is begun just when its
+/// backend leaves is reset.
 fn await_backends(net: &Net, wanted: &[&str]) {
     net.until(&format!("new sessions come to {wanted:?}"), || {
-        let mut seen: Vec<String> =
-            (0..16).map(|_| connect(&net.node("client"), VIP, PATIENCE).unwrap().backend).collect();
+        let session = |_| Some(connect(&net.node("client"), VIP, PATIENCE).ok()?.backend);
+        let Some(mut seen) = (0..16).map(session).collect::<Option<Vec<String>>>() else {
+            return false;
+        };
         seen.sort();
         seen.dedup();
         seen == wanted

@@ -327,6 +327,19 @@ impl Net {
     }
 }
 
+impl Net {
+    /// Takes away what `backend-setup` has left outside of the namespace: its number will be
+    /// another's.
+    fn forget_backend(&self, node: &str) {
+        use std::os::unix::fs::MetadataExt as _;
+        let inode = self.node(node).enter(|| std::fs::metadata("/proc/thread-self/ns/net"));
+        if let Ok(Ok(inode)) = inode.map(|metadata| metadata.map(|metadata| metadata.ino())) {
+            let _ = std::fs::remove_dir_all(format!("/run/baton/bpf/backend-net-{inode}"));
+            let _ = std::fs::remove_file(format!("/run/baton/backend/net-{inode}.json"));
+        }
+    }
+}
+
 impl Drop for Net {
     fn drop(&mut self) {
         if let Some(mut child) = self.relay.take() {
@@ -338,6 +351,7 @@ impl Drop for Net {
         }
         for node in NODES {
             if self.node(node).exists() {
+                self.forget_backend(node);
                 let _ = self.node(node).remove();
             }
         }
