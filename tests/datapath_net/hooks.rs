@@ -191,6 +191,12 @@ fn a_neighbour_that_changes_its_address_is_followed() {
 /// XDP's traffic is none to the kernel: what is in use is asked for before it is forgotten.
 #[test]
 fn a_neighbour_in_use_does_not_go_stale() {
+    // Now and then the kernel goes on confirming it by itself; then there is nothing to see.
+    assert!((0..3).any(|_| a_stale_neighbour_is_confirmed()), "it never was stale");
+}
+
+/// Whether the neighbour became stale at all; if so, traffic must change that.
+fn a_stale_neighbour_is_confirmed() -> bool {
     let mut net = Net::on("xdp");
     let times = [
         ("net.ipv4.neigh.back.base_reachable_time_ms", "1000"),
@@ -208,14 +214,17 @@ fn a_neighbour_in_use_does_not_go_stale() {
         let shown = relay(&net, "ip", &["neigh", "show", "10.78.0.11", "dev", "back"]);
         shown.trim().rsplit(' ').next().unwrap().to_owned()
     };
-    net.until("it is stale", || {
+    let stale = (0..150).any(|_| {
         thread::sleep(Duration::from_millis(100));
         state() == "STALE"
     });
-    net.until("it is confirmed, by traffic of XDP's alone", || {
-        round_trip(&socket);
-        state() != "STALE"
-    });
+    if stale {
+        net.until("it is confirmed, by traffic of XDP's alone", || {
+            round_trip(&socket);
+            state() != "STALE"
+        });
+    }
+    stale
 }
 
 #[test]
