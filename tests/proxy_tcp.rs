@@ -189,10 +189,7 @@ fn a_reset_ends_the_session_though_the_other_half_is_closed_already() {
     running.wait_until_empty();
 }
 
-// Open: TCP_USER_TIMEOUT of 1 s is set, and in 2 of 8 runs the kernel still kept the orphaned end
-// for more than 90 s. What bounds it then is tcp_orphan_retries.
 #[test]
-#[ignore = "the kernel now and then keeps it for long: to be found out"]
 fn what_a_client_does_not_take_is_given_up_after_the_session_too() {
     let address = backend("127.0.0.1:0", |mut stream| {
         write_pattern(&mut stream, 5, 1 << 19).unwrap();

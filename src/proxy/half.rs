@@ -70,10 +70,6 @@ impl Half {
         matches!(self.stage, Stage::Taking)
     }
 
-    pub(crate) fn is_bulk(&self) -> bool {
-        self.bulk
-    }
-
     /// Moves what can be moved now, and adds it to `moved`. `Ready(Ok(()))`: the end has been
     /// handed on, or, where `last` says that the other direction has ended already, is left to
     /// the closing of the sockets. An error is that of either socket: the session can't go on.

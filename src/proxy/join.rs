@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::debug;
 
-use super::half::{Half, Tools};
+use super::half::{COPIED_MOST, Half, Tools};
 use super::listen;
 use super::seat::{Order, Seat};
 use crate::pool::ServiceCounters;
@@ -50,6 +50,7 @@ pub(crate) async fn join(
         inward: Half::new(),
         outward: Half::new(),
         last_byte: Instant::now(),
+        carried: 0,
         settle_at: Some(Instant::now() + SETTLED),
         limits,
         counters,
@@ -87,6 +88,8 @@ struct Joined<'a> {
     inward: Half,
     outward: Half,
     last_byte: Instant,
+    /// Bytes, both ways.
+    carried: usize,
     /// When the session counts as a long one; `None` once it does.
     settle_at: Option<Instant>,
     limits: &'a Limits,
@@ -108,7 +111,9 @@ impl Joined<'_> {
         let outward = self.outward.poll(cx, backend, client, tools, last, &mut bytes_out);
         if bytes_in + bytes_out > 0 {
             self.last_byte = Instant::now();
-            if self.inward.is_bulk() || self.outward.is_bulk() {
+            // In all, not at once: what was sent in small pieces waits in the kernel just so.
+            self.carried = self.carried.saturating_add(bytes_in + bytes_out);
+            if self.carried >= COPIED_MOST {
                 self.settle(backend);
             }
             count(&self.counters.bytes_in, bytes_in);
