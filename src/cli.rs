@@ -499,8 +499,18 @@ impl BackendArgs {
 }
 
 fn check(path: &Path, json: bool, offline: bool) -> anyhow::Result<()> {
-    let config = Config::load(path)?;
-    let here = if offline { Vec::new() } else { config.check_system(&System::read(&config)?)? };
+    let checked = Config::load(path).map_err(anyhow::Error::from).and_then(|config| {
+        let here =
+            if offline { Vec::new() } else { config.check_system(&System::read(&config)?)? };
+        Ok((config, here))
+    });
+    if json
+        && let Err(error) = &checked
+        && let Some(errors) = error.downcast_ref::<config::Errors>()
+    {
+        print(&format!("{:#}\n", errors.json()))?;
+    }
+    let (config, here) = checked?;
     for warning in config.warnings.iter().chain(&here) {
         eprintln!("{warning}");
     }

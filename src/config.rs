@@ -271,6 +271,9 @@ fn syntax(source: &Source, report: &Report, error: &toml::de::Error) {
                 (format!("{word} is no value"), format!("write {word:?}: strings stand in quotes"))
             }
         }
+    } else if message.contains("array table") {
+        let hint = "write the header of an entry of a list in two brackets, as `[[vips]]`";
+        (format!("this is not TOML: {message}"), hint.into())
     } else if message.contains("array") {
         let hint = "write a comma between the entries of the list, and `]` at its end";
         (format!("this is not TOML: {message}"), hint.into())

@@ -433,3 +433,17 @@ fn garbage_on_the_control_socket_changes_nothing() {
     assert!(daemon.ask(&["status"]).status.success());
     assert_eq!(connect(listen).unwrap().1, "a");
 }
+
+#[test]
+fn what_is_wrong_with_a_file_is_json_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("baton.toml");
+    std::fs::write(&file, "[node]\nname = \"a\"\n[[vips]\n").unwrap();
+    let output = Command::new(BATON).args(["check", "--json", "-c"]).arg(&file).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let problem = &json["problems"][0];
+    assert_eq!((&problem["severity"], &problem["line"]), (&"error".into(), &3.into()));
+    assert!(problem["hint"].as_str().unwrap().contains("[[vips]]"), "{problem}");
+    assert!(String::from_utf8(output.stderr).unwrap().contains(":3:"));
+}

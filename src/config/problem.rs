@@ -99,6 +99,14 @@ impl Errors {
     pub fn left_out(&self) -> usize {
         self.left_out
     }
+
+    /// As `baton check --json` gives them.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "problems": self.problems.iter().map(Problem::json).collect::<Vec<_>>(),
+            "left_out": self.left_out,
+        })
+    }
 }
 
 impl std::error::Error for Errors {}
