@@ -107,7 +107,12 @@ impl Audit {
                 Of::Service(id) => (types::repaired::REPAIR_SERVICE, id),
                 Of::Backend(id) => (types::repaired::REPAIR_BACKEND, id),
             };
-            tracing::info!(?of, surplus, "the count of live flows was off");
+            if surplus > 0 {
+                tracing::info!(?of, surplus, "the count of live flows was off");
+            } else {
+                // As it should be: the kernel does not count flows that come from another node.
+                tracing::debug!(?of, found = -surplus, "flows that were not counted are now");
+            }
             sweeper.repair(types::repair { of: kind.0, id, surplus })?;
         }
         Ok(())
