@@ -52,7 +52,8 @@ socks pass {{
     )
 }
 
-/// `nginx.conf` of a node: says which node answered, and whom it saw as client.
+/// `nginx.conf` of a node: says which node answered, and whom it saw as client; what is put into
+/// `files` of the lab's folder can be fetched from `/files/`.
 pub(super) fn nginx(node: &Node, dir: &Path) -> String {
     let name = &node.name;
     let dir = dir.display();
@@ -75,6 +76,7 @@ http {{
 {temporary}    server {{
         listen {HTTP_PORT} backlog=4096;
         listen [::]:{HTTP_PORT} backlog=4096;
+        location /files/ {{ alias {dir}/files/; }}
         location / {{ return 200 \"{name} client=$remote_addr\\n\"; }}
     }}
 }}

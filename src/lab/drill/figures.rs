@@ -1,45 +1,73 @@
-//! Many reports as one Markdown table: Baton and keepalived side by side, for docs/failover.md.
-
-use std::collections::BTreeMap;
-use std::fmt::Write;
+//! Many reports as one Markdown table: Baton's modes and keepalived side by side, for
+//! docs/failover.md and for a terminal.
 
 use super::fault::Fault;
 use super::report::{Report, Spread};
 
-const HEAD: &str = "\
-| interval | fault | relays | runs | UDP | new TCP | kept TCP | long-lived lost | two answering |
-| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
-";
+/// Titles, and whether the column is of numbers.
+const HEAD: [(&str, bool); 9] = [
+    ("interval", true),
+    ("fault", false),
+    ("relays", false),
+    ("runs", true),
+    ("UDP", true),
+    ("new TCP", true),
+    ("kept TCP", true),
+    ("long-lived lost", true),
+    ("two answering", true),
+];
 
-/// The table: intervals ascending, faults in the order of the command line, Baton first. Figures
-/// are milliseconds, `median (worst)`.
+/// The table: intervals ascending, faults in the order of the command line, the kernel's modes
+/// first and keepalived last. Figures are milliseconds, `median (worst)`.
 pub fn table(reports: &[Report]) -> String {
-    let sorted: BTreeMap<_, _> = reports
-        .iter()
-        .map(|report| {
-            let baton = report.mode != "nat";
-            ((report.advert_interval_ms, order(report.fault), !baton), report)
-        })
-        .collect();
-    let mut text = HEAD.to_owned();
-    for ((interval, _, keepalived), report) in sorted {
-        let summary = &report.summary;
-        let relays = if keepalived { "keepalived" } else { "**Baton**" };
-        let lost = summary.connections.lost.map_or(0.0, |lost| lost.median);
-        let established = summary.connections.established.map_or(0.0, |all| all.median);
-        writeln!(
-            text,
-            "| {interval} ms | `{}` | {relays} | {} | {} | {} | {} | {lost:.0} of {established:.0} | {} |",
-            report.fault.name(),
-            report.runs.len(),
-            cell(summary.outage_ms.udp),
-            cell(summary.outage_ms.tcp_new),
-            cell(summary.outage_ms.tcp_established),
-            cell(summary.two_answering_ms),
-        )
-        .expect("writing to a string does not fail");
-    }
+    let mut sorted: Vec<&Report> = reports.iter().collect();
+    sorted.sort_by_key(|report| (report.advert_interval_ms, order(report.fault), rank(report)));
+    let rows: Vec<[String; 9]> = sorted.into_iter().map(row).collect();
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([HEAD[column].0.len()]).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
+    let line = |cells: &[String; 9]| {
+        let padded = cells.iter().zip(&widths).zip(&HEAD).map(|((cell, width), (_, number))| {
+            if *number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        format!("| {} |\n", padded.collect::<Vec<_>>().join(" | "))
+    };
+    let rule = widths.iter().zip(&HEAD).map(|(width, (_, number))| {
+        if *number { format!("{}:", "-".repeat(width - 1)) } else { "-".repeat(*width) }
+    });
+    let mut text = line(&HEAD.map(|(title, _)| title.to_owned()));
+    text += &format!("| {} |\n", rule.collect::<Vec<_>>().join(" | "));
+    rows.iter().for_each(|row| text += &line(row));
     text
+}
+
+fn row(report: &Report) -> [String; 9] {
+    let summary = &report.summary;
+    let relays = match report.mode.as_str() {
+        "nat" => "keepalived".to_owned(),
+        mode => format!("**Baton** {mode}"),
+    };
+    let lost = summary.connections.lost.map_or(0.0, |lost| lost.median);
+    let established = summary.connections.established.map_or(0.0, |all| all.median);
+    [
+        format!("{} ms", report.advert_interval_ms),
+        format!("`{}`", report.fault.name()),
+        relays,
+        report.runs.len().to_string(),
+        cell(summary.outage_ms.udp),
+        cell(summary.outage_ms.tcp_new),
+        cell(summary.outage_ms.tcp_established),
+        format!("{lost:.0} of {established:.0}"),
+        cell(summary.two_answering_ms),
+    ]
+}
+
+/// Where a report stands among those of one fault.
+fn rank(report: &Report) -> usize {
+    let modes = ["passthrough", "dsr", "proxy"];
+    modes.iter().position(|mode| *mode == report.mode).unwrap_or(modes.len())
 }
 
 fn order(fault: Fault) -> usize {
@@ -71,16 +99,21 @@ mod tests {
             report(Fault::Kill, "nat", 100, 3.4),
             report(Fault::PowerOff, "proxy", 100, 2.0),
             report(Fault::Kill, "proxy", 100, 1.0),
-            report(Fault::Kill, "nat", 10, 4.0),
+            report(Fault::Kill, "passthrough", 100, 0.0),
+            report(Fault::Kill, "nat", 10, 14.0),
         ]);
-        let rows: Vec<&str> = table.lines().skip(2).collect();
+        let rows: Vec<&str> = table.lines().collect();
+        assert!(rows.iter().all(|row| row.len() == rows[0].len()), "{table}");
+        let squeezed = |row: &str| row.split_whitespace().collect::<Vec<_>>().join(" ");
+        let rows: Vec<String> = rows.into_iter().skip(2).map(squeezed).collect();
         assert_eq!(
             rows,
             [
-                "| 10 ms | `kill` | keepalived | 1 | 4 (4) | - | - | 0 of 0 | - |",
-                "| 100 ms | `kill` | **Baton** | 1 | 1 (1) | - | - | 0 of 0 | - |",
+                "| 10 ms | `kill` | keepalived | 1 | 14 (14) | - | - | 0 of 0 | - |",
+                "| 100 ms | `kill` | **Baton** passthrough | 1 | 0 (0) | - | - | 0 of 0 | - |",
+                "| 100 ms | `kill` | **Baton** proxy | 1 | 1 (1) | - | - | 0 of 0 | - |",
                 "| 100 ms | `kill` | keepalived | 1 | 3 (3) | - | - | 0 of 0 | - |",
-                "| 100 ms | `power-off` | **Baton** | 1 | 2 (2) | - | - | 0 of 0 | - |",
+                "| 100 ms | `power-off` | **Baton** proxy | 1 | 2 (2) | - | - | 0 of 0 | - |",
             ]
         );
     }
