@@ -3,6 +3,7 @@
 mod answers;
 mod bad;
 mod collect;
+mod cost;
 mod encap;
 mod errors;
 mod flows;

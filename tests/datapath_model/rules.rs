@@ -248,7 +248,7 @@ impl Model {
             self.flows.peek(&key).is_some_and(|flow| flow.client_flags & flows::ENDED != 0);
         let (id, port) = match self.keeps_flows(backend) && !is_ended {
             true => (backend, port),
-            false => return self.leave(&key, view, now),
+            false => self.leave(&key, view, service, side, now)?,
         };
         let backend = self.lab.backend(id);
         let to = (backend.address.ip(), backend.address.port());
@@ -266,9 +266,16 @@ impl Model {
         keep.contains(&self.states[&backend])
     }
 
-    /// The flow's backend has left: TCP is reset; after a SYN its flow is forgotten, so that the
-    /// next one begins anew. UDP's is too, and its client is told.
-    fn leave<T>(&mut self, key: &Key, view: &View, now: Moment) -> Result<T> {
+    /// The flow's backend has left: TCP is reset, but begins anew with a SYN; UDP's flow is
+    /// forgotten, and its client is told.
+    fn leave(
+        &mut self,
+        key: &Key,
+        view: &View,
+        service: &Service,
+        side: Side,
+        now: Moment,
+    ) -> Result<(u16, u16)> {
         let flow = self.flows.find(key).expect("the flow whose backend has left");
         if view.protocol == TCP && !is_syn(view) {
             if flow.established && flow.client_flags & flows::ENDED == 0 {
@@ -282,7 +289,7 @@ impl Model {
         self.flows.remove(key);
         match view.protocol {
             UDP => Err(Verdict::Refused),
-            _ => dropped(drop_reason::DROP_BACKEND_DOWN),
+            _ => self.begin(key, view, service, side, now),
         }
     }
 

@@ -28,16 +28,28 @@ struct {
 	__uint(max_entries, DEFAULT_HALF_OPEN);
 } half_affinities SEC(".maps");
 
-/* The backend that a client keeps to; 0: none that may have its flow. */
-static __noinline __u32 affine_backend(const struct service *service, const struct flow_key *key,
-				       __u32 now)
+/* The key of a client of a service. */
+static __always_inline struct flow_key client_of(const struct flow_key *key)
 {
 	struct flow_key client = { .client = key->client, .service = key->service };
-	struct affinity *affinity = bpf_map_lookup_elem(&affinities, &client);
+
+	return client;
+}
+
+/* The backend that a client keeps to; 0: none that may have its flow. */
+__noinline __u32 affine_backend(const struct service *service, const struct flow_key *key,
+				__u32 now)
+{
+	struct affinity *affinity;
 	struct backend *backend;
+	struct flow_key client;
 	struct live *live;
 	__u32 id;
 
+	if (!service || !key)
+		return 0;
+	client = client_of(key);
+	affinity = bpf_map_lookup_elem(&affinities, &client);
 	if (!affinity || (__s32)(now - affinity->since) >= (__s32)service->affinity)
 		affinity = bpf_map_lookup_elem(&half_affinities, &client);
 	if (!affinity || (__s32)(now - affinity->since) >= (__s32)service->affinity)
@@ -48,18 +60,18 @@ static __noinline __u32 affine_backend(const struct service *service, const stru
 }
 
 /* A flow has begun. */
-static __noinline void begin_affinity(const struct flow_key *key, __u32 backend, __u32 now)
+static __always_inline void begin_affinity(const struct flow_key *key, __u32 backend, __u32 now)
 {
-	struct flow_key client = { .client = key->client, .service = key->service };
+	struct flow_key client = client_of(key);
 	struct affinity affinity = { .backend = backend, .since = now };
 
 	bpf_map_update_elem(&half_affinities, &client, &affinity, BPF_ANY);
 }
 
 /* A flow is established. */
-static __noinline void keep_affinity(const struct flow_key *key, __u32 backend, __u32 now)
+static __always_inline void keep_affinity(const struct flow_key *key, __u32 backend, __u32 now)
 {
-	struct flow_key client = { .client = key->client, .service = key->service };
+	struct flow_key client = client_of(key);
 	struct affinity affinity = { .backend = backend, .since = now };
 
 	bpf_map_update_elem(&affinities, &client, &affinity, BPF_ANY);
@@ -67,9 +79,9 @@ static __noinline void keep_affinity(const struct flow_key *key, __u32 backend, 
 }
 
 /* A flow has ended. */
-static __noinline void extend_affinity(const struct flow_key *key, __u32 backend)
+static __always_inline void extend_affinity(const struct flow_key *key, __u32 backend)
 {
-	struct flow_key client = { .client = key->client, .service = key->service };
+	struct flow_key client = client_of(key);
 	struct affinity *affinity = bpf_map_lookup_elem(&affinities, &client);
 
 	if (affinity && affinity->backend == backend)

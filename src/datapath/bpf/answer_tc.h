@@ -113,12 +113,12 @@ static __always_inline int tc_icmp(struct __sk_buff *skb, const struct packet *p
 			  response);
 }
 
-static __noinline int tc_answer(struct __sk_buff *skb, struct packet *packet, struct plan *plan)
+__noinline int tc_answer(struct __sk_buff *skb, struct packet *packet, struct plan *plan)
 {
 	struct answering *answering = find_answering();
 	int error;
 
-	if (!answering)
+	if (!answering || !packet || !plan)
 		return TC_ACT_SHOT;
 	/* Of VLAN 0: not to be taken along. */
 	if (skb->vlan_present)

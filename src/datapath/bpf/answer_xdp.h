@@ -70,12 +70,12 @@ static __always_inline int xdp_icmp(struct xdp_md *xdp, const struct packet *pac
 			  response);
 }
 
-static __noinline int xdp_answer(struct xdp_md *xdp, struct packet *packet, struct plan *plan)
+__noinline int xdp_answer(struct xdp_md *xdp, struct packet *packet, struct plan *plan)
 {
 	struct answering *answering = find_answering();
 	int error;
 
-	if (!answering)
+	if (!answering || !packet || !plan)
 		return XDP_DROP;
 	if (begin_answer((void *)(long)xdp->data, (void *)(long)xdp->data_end, packet, plan,
 			 answering) != GO_ON)

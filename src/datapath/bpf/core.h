@@ -2,7 +2,7 @@
 /*
  * The way of a packet, the same for both hooks: gate, parse, service, flow (on a miss: select),
  * plan. It reads the packet and writes maps; the packet itself is changed by the hook, as the plan
- * says.
+ * says. What all of it works with is in a record (work.h).
  */
 #pragma once
 
@@ -15,6 +15,7 @@
 #include "parse.h"
 #include "plan.h"
 #include "service.h"
+#include "work.h"
 
 static __always_inline int check_packet(struct packet *packet, struct plan *plan)
 {
@@ -68,17 +69,25 @@ static __always_inline int plan_inbound(struct packet *packet, struct service *s
 	struct flow_key key = flow_key_of(packet, id);
 	struct flow flow = {};
 	struct backend *backend;
+	__u32 backend_id;
 	int verdict;
 
 	verdict = find_flow(packet, &key, service, &flow);
 	if (verdict != GO_ON)
 		return verdict;
-	plan->backend = flow.backend;
-	backend = bpf_map_lookup_elem(&backend_table, &plan->backend);
+	backend_id = flow.backend;
+	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	if (!backend)
 		return drop(DROP_STALE);
-	if (!keeps_flows(backend) || (flow.flags & FLOW_ENDED))
-		return leave_backend(packet, &key, service, &flow, plan);
+	if (!keeps_flows(backend) || (flow.flags & FLOW_ENDED)) {
+		verdict = leave_backend(packet, &key, service, &flow, plan);
+		if (verdict != GO_ON)
+			return verdict;
+		backend_id = flow.backend;
+		backend = bpf_map_lookup_elem(&backend_table, &backend_id);
+		if (!backend)
+			return drop(DROP_STALE);
+	}
 	return plan_to_backend(packet, service, id, &flow, backend, plan);
 }
 
@@ -142,20 +151,19 @@ static __always_inline struct reply *peek_reply(const struct packet *packet, __u
 	return half ? &half->reply : NULL;
 }
 
-/* An ICMP message: an error of a flow goes the way of the flow (icmp.h). */
-static __noinline int decide_icmp(void *data, void *end, __u32 size, struct packet *packet,
-				  struct plan *plan)
+/* An ICMP error goes the way of its flow (icmp.h). */
+__noinline int decide_error(struct packet *packet, struct plan *plan)
 {
-	int verdict = parse_error(data, end, size, packet);
-	__u32 ours = address_use(&packet->destination);
+	__u32 service_id, backend_id, server, ours;
 	struct backend *backend;
 	struct service *service;
-	__u32 service_id = 0, backend_id, server;
 	struct reply *reply;
 
-	if (verdict != GO_ON)
-		return verdict;
-	service = find_service(packet, &service_id);
+	if (!packet || !plan)
+		return VERDICT_DROP;
+	ours = address_use(&packet->destination);
+	service_id = find_service(packet);
+	service = service_id ? bpf_map_lookup_elem(&service_table, &service_id) : NULL;
 	if (service && service->mode != MODE_PROXY) {
 		struct flow_key key = flow_key_of(packet, service_id);
 		struct flow *flow = peek_flow(&key);
@@ -199,28 +207,35 @@ static __always_inline int pass_or_drop(struct packet *packet, int closed)
 	return VERDICT_PASS;
 }
 
-static __always_inline int decide_packet(void *data, void *end, __u32 size,
-					 struct packet *packet, struct plan *plan)
+/* From the frame to a packet; of an ICMP error, to one of the flow that it is about. */
+static __always_inline int read_packet(void *data, void *end, __u32 size, struct packet *packet,
+				       int closed)
 {
-	__u64 now = now_jiffies();
-	int closed = gate_is_closed(now);
-	struct service *service;
-	__u32 service_id = 0;
-	__u32 server;
-	int verdict;
+	int verdict = parse(data, end, size, packet);
 
-	packet->now = now;
-	verdict = parse(data, end, size, packet);
 	if (verdict == VERDICT_PASS && !closed && is_icmp(packet))
-		return decide_icmp(data, end, size, packet, plan);
+		return parse_error(data, end, size, packet);
+	return verdict;
+}
+
+static __always_inline int decide_packet(struct packet *packet, struct plan *plan, int closed,
+					 int verdict)
+{
+	struct service *service = NULL;
+	__u32 service_id, server;
+
 	if (verdict != GO_ON)
 		return verdict == VERDICT_PASS ? pass_or_drop(packet, closed) : verdict;
+	if (packet->quoted_l4)
+		return decide_error(packet, plan);
 	/* Its ports are not to be believed: is it for an address of ours at all? */
 	if (packet->broken)
 		return address_use(&packet->destination) ? drop(packet->broken - 1) : VERDICT_PASS;
 	if (packet->fragment == FRAGMENT_LATER)
 		return join_fragment(packet, plan, closed);
-	service = find_service(packet, &service_id);
+	service_id = find_service(packet);
+	if (service_id)
+		service = bpf_map_lookup_elem(&service_table, &service_id);
 	if (service && service->mode != MODE_PROXY) {
 		if (closed)
 			return drop(DROP_GATE_CLOSED);
@@ -247,13 +262,12 @@ static __always_inline int decide_packet(void *data, void *end, __u32 size,
 	return VERDICT_PASS;
 }
 
-/* The whole way; `plan` is set where the verdict is `VERDICT_FORWARD`, and what it has of answers
- * where it is `VERDICT_ANSWER`. */
-static __always_inline int decide(void *data, void *end, __u32 size, struct packet *packet,
-				  struct plan *plan)
+/* The whole way of what `read_packet` gave `verdict` for. The plan is set where the verdict is
+ * `VERDICT_FORWARD`, and what it has of answers where it is `VERDICT_ANSWER`. */
+static __always_inline int decide(struct packet *packet, struct plan *plan, int closed,
+				  int verdict)
 {
-	int verdict = decide_packet(data, end, size, packet, plan);
-
+	verdict = decide_packet(packet, plan, closed, verdict);
 	if (packet->fragment == FRAGMENT_FIRST)
 		note_first_fragment(packet, plan, verdict);
 	return verdict;

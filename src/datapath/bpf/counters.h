@@ -74,14 +74,19 @@ struct {
 	__uint(max_entries, BACKENDS);
 } backend_traffic SEC(".maps");
 
-/* Counts, and gives the verdict. */
-static __always_inline int drop(enum drop_reason reason)
+__noinline int count_drop(__u32 reason)
 {
-	__u32 key = reason;
-	__u64 *count = bpf_map_lookup_elem(&drops, &key);
+	__u64 *count = bpf_map_lookup_elem(&drops, &reason);
 
 	if (count)
 		(*count)++;
+	return 0;
+}
+
+/* Counts, and gives the verdict. */
+static __always_inline int drop(enum drop_reason reason)
+{
+	count_drop(reason);
 	return VERDICT_DROP;
 }
 

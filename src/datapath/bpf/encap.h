@@ -20,6 +20,12 @@
 #include "parse.h"
 #include "plan.h"
 
+/* Ethernet addresses of a frame that goes out. */
+struct way_out {
+	__u8 destination[6];
+	__u8 source[6];
+};
+
 #define OUTER_TTL 64
 #define IPV4_DONT_FRAGMENT 0x4000
 #define IPV6_FLOW_LABEL 0xfffff
@@ -113,15 +119,18 @@ static __always_inline void outer_ipv6(struct ipv6hdr *ip, const struct packet *
 
 /* Of a socket buffer. The flags tell the kernel what the outer header is, so that a GSO packet
  * stays one and is cut, if at all, with both headers on each segment. */
-static __noinline int tc_encapsulate(struct __sk_buff *skb, const struct packet *packet,
-				     const struct plan *plan)
+__noinline int tc_encapsulate(struct __sk_buff *skb, const struct packet *packet,
+			      const struct plan *plan)
 {
-	/* UDP's segments are datagrams, whose size is not ours to change. */
-	__u64 flags = plan->resegment ? 0 : BPF_F_ADJ_ROOM_FIXED_GSO;
 	__be16 type;
-	__u8 tos;
+	__u64 flags;
 	long error;
+	__u8 tos;
 
+	if (!packet || !plan)
+		return -1;
+	/* UDP's segments are datagrams, whose size is not ours to change. */
+	flags = plan->resegment ? 0 : BPF_F_ADJ_ROOM_FIXED_GSO;
 	if (leave_hop((void *)(long)skb->data, (void *)(long)skb->data_end, packet, &tos))
 		return -1;
 	if (is_mapped(&plan->destination)) {
@@ -151,15 +160,17 @@ static __noinline int tc_encapsulate(struct __sk_buff *skb, const struct packet 
 }
 
 /* Of a frame, with the Ethernet addresses of the way out. */
-static __noinline int xdp_encapsulate(struct xdp_md *xdp, const struct packet *packet,
-				      const struct plan *plan, const __u8 *destination,
-				      const __u8 *source)
+__noinline int xdp_encapsulate(struct xdp_md *xdp, const struct packet *packet,
+			       const struct plan *plan, const struct way_out *way)
 {
-	int ipv4 = is_mapped(&plan->destination);
 	struct ethhdr *ethernet;
 	void *end;
+	int ipv4;
 	__u8 tos;
 
+	if (!packet || !plan || !way)
+		return -1;
+	ipv4 = is_mapped(&plan->destination);
 	if (leave_hop((void *)(long)xdp->data, (void *)(long)xdp->data_end, packet, &tos))
 		return -1;
 	if (bpf_xdp_adjust_head(xdp, -(int)(ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr))))
@@ -168,8 +179,8 @@ static __noinline int xdp_encapsulate(struct xdp_md *xdp, const struct packet *p
 	end = (void *)(long)xdp->data_end;
 	if ((void *)(ethernet + 1) > end)
 		return -1;
-	__builtin_memcpy(ethernet->h_dest, destination, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_source, source, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_dest, way->destination, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, way->source, ETH_ALEN);
 	if (ipv4) {
 		struct iphdr *outer = (void *)(ethernet + 1);
 

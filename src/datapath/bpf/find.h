@@ -7,12 +7,15 @@
 #include "flow.h"
 
 /* A packet of a flow that is not established. */
-static __always_inline int flow_slow(struct packet *packet, const struct flow_key *key,
-				     const struct service *service, struct flow *found)
+__noinline int flow_slow(struct packet *packet, const struct flow_key *key,
+			 const struct service *service, struct flow *found)
 {
-	struct flow *half = bpf_map_lookup_elem(&half_flows, key);
+	struct flow *half;
 	int verdict;
 
+	if (!packet || !key || !service || !found)
+		return VERDICT_DROP;
+	half = bpf_map_lookup_elem(&half_flows, key);
 	if (half) {
 		verdict = go_on_half_open(packet, key, service, half, found);
 		if (verdict == ESTABLISH)
@@ -30,12 +33,14 @@ static __always_inline int flow_slow(struct packet *packet, const struct flow_ke
 }
 
 /* A segment that ends something: noted in the flow, and in the counts of live flows. */
-static __noinline void note_closing(struct packet *packet, const struct flow_key *key,
-				    const struct service *service, struct flow *flow)
+__noinline int note_closing(struct packet *packet, const struct flow_key *key,
+			    const struct service *service, struct flow *flow)
 {
+	if (!packet || !key || !service || !flow)
+		return 0;
 	if (packet->tcp_flags & TCP_RST)
 		reset_by_client(packet, key, service, flow);
-	note_end(key, flow, service);
+	return note_end(key, flow, service);
 }
 
 /* The flow of a client's packet, found or begun; `found` is a copy of what matters of it. */
@@ -58,14 +63,17 @@ static __always_inline int find_flow(struct packet *packet, const struct flow_ke
 }
 
 /* A reply of a flow that is half-open: notes what it shows. UDP is established by it. */
-static __noinline int reply_half_open(struct packet *packet, const struct reply_key *key)
+__noinline int reply_half_open(struct packet *packet, const struct reply_key *key)
 {
-	struct half_reply *half = bpf_map_lookup_elem(&half_replies, key);
 	struct flow_key flow_key;
 	struct service *service;
+	struct half_reply *half;
 	__u32 service_id;
 	struct flow *flow;
 
+	if (!packet || !key)
+		return VERDICT_DROP;
+	half = bpf_map_lookup_elem(&half_replies, key);
 	if (!half)
 		return VERDICT_PASS;
 	flow_key = flow_key_of_reply(&half->reply);
@@ -93,7 +101,7 @@ static __noinline int reply_half_open(struct packet *packet, const struct reply_
 }
 
 /* Whether a packet from a server belongs to a flow, without a note of it. */
-static __noinline int is_reply(struct packet *packet, __u32 server)
+static __always_inline int is_reply(struct packet *packet, __u32 server)
 {
 	struct reply_key key = {
 		.address = packet->destination,
@@ -123,12 +131,15 @@ static __always_inline struct reply *reply_slow(struct packet *packet, const str
 }
 
 /* A server's segment that begins or ends something: the same. */
-static __noinline void note_turn(const struct packet *packet, struct reply *reply)
+__noinline int note_turn(const struct packet *packet, struct reply *reply)
 {
+	if (!packet || !reply)
+		return 0;
 	if (packet->tcp_flags & (TCP_SYN | TCP_RST))
 		turn_by_backend(packet, reply);
 	if (packet->tcp_flags & (TCP_FIN | TCP_RST))
 		note_end_of_reply(reply);
+	return 0;
 }
 
 /* The flow that a packet from a server belongs to; NULL: as the verdict says, `VERDICT_PASS` where

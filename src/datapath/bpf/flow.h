@@ -168,12 +168,13 @@ static long try_port(__u32 nth, void *context)
 
 /* Takes a port towards the backend; the first candidate is a hash of the flow, so that another
  * node that does not know the flow would take the same. Inserting it is what makes it ours. */
-static __noinline int open_nat(const struct flow_key *key, const struct service *service,
-			       const struct backend *backend, struct packet *packet,
-			       struct flow *flow)
+__noinline int open_nat(const struct flow_key *key, const struct service *service,
+			const struct backend *backend, struct packet *packet, struct flow *flow)
 {
 	struct port_search search = {};
 
+	if (!key || !service || !backend || !packet || !flow)
+		return VERDICT_DROP;
 	search.key = reply_key_of(key, service, backend, 0);
 	search.value.reply.client = key->client;
 	search.value.reply.port = key->port;
@@ -191,13 +192,15 @@ static __noinline int open_nat(const struct flow_key *key, const struct service 
 
 /* The reply's key is the client's own: it can be taken by a flow of the same client to the same
  * server through another service, and then there is no way to tell them apart. */
-static __noinline int open_dnat(const struct flow_key *key, const struct service *service,
-				const struct backend *backend, struct packet *packet,
-				struct flow *flow)
+__noinline int open_dnat(const struct flow_key *key, const struct service *service,
+			 const struct backend *backend, struct packet *packet, struct flow *flow)
 {
-	struct reply_key reply_key = reply_key_of(key, service, backend, key->port);
+	struct reply_key reply_key;
 	struct half_reply half = {};
 
+	if (!key || !service || !backend || !packet || !flow)
+		return VERDICT_DROP;
+	reply_key = reply_key_of(key, service, backend, key->port);
 	half.reply.client = key->client;
 	half.reply.port = key->port;
 	half.reply.service = key->service;
@@ -211,13 +214,15 @@ static __noinline int open_dnat(const struct flow_key *key, const struct service
 }
 
 /* A flow that was not known: its first packet. */
-static __noinline int open_flow(struct packet *packet, const struct flow_key *key,
-				const struct service *service, struct flow *flow)
+__noinline int open_flow(struct packet *packet, const struct flow_key *key,
+			 const struct service *service, struct flow *flow)
 {
-	__u32 service_id = key->service, backend_id;
 	struct backend *backend;
 	int verdict, selected;
+	__u32 backend_id;
 
+	if (!packet || !key || !service || !flow)
+		return VERDICT_DROP;
 	/* Not the beginning of one: nobody knows where it belongs. */
 	if (packet->protocol == IPPROTO_TCP && !is_syn(packet))
 		return drop_or_drain(packet, DROP_NO_FLOW);
@@ -253,19 +258,21 @@ static __noinline int open_flow(struct packet *packet, const struct flow_key *ke
 	if (service->affinity)
 		begin_affinity(key, backend_id, packet->now);
 	count_flow(FLOWS_BEGUN);
-	count_begun(service_id, backend_id);
+	count_begun(key->service, backend_id);
 	return GO_ON;
 }
 
 /* Both ends are there: from the half-open tables into those that nothing is evicted from. `flow`
  * may be the half-open entry itself, which goes last. */
-static __noinline int establish(const struct flow_key *key, const struct service *service,
-				struct flow *flow, const struct reply_key *reply_key,
-				const struct half_reply *half)
+__noinline int establish(const struct flow_key *key, const struct service *service,
+			 struct flow *flow, const struct reply_key *reply_key,
+			 const struct half_reply *half)
 {
 	int verdict;
 	long error;
 
+	if (!key || !service || !flow || !reply_key)
+		return VERDICT_DROP;
 	if (half) {
 		error = bpf_map_update_elem(&replies, reply_key, &half->reply, BPF_NOEXIST);
 		/* Another CPU was here before, or another flow took the key while we were evicted. */
@@ -364,14 +371,18 @@ static __noinline int go_on_half_open(struct packet *packet, const struct flow_k
 }
 
 /* Establishes a flow at a packet of its client's. A step of its own, for the sake of the stack. */
-static __noinline int establish_by_client(const struct flow_key *key,
-					  const struct service *service, struct flow *flow)
+__noinline int establish_by_client(const struct flow_key *key, const struct service *service,
+				   struct flow *flow)
 {
-	__u32 backend_id = flow->backend;
-	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	struct half_reply *half = NULL;
 	struct reply_key reply_key;
+	struct backend *backend;
+	__u32 backend_id;
 
+	if (!key || !service || !flow)
+		return VERDICT_DROP;
+	backend_id = flow->backend;
+	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	if (!backend)
 		return drop(DROP_STALE);
 	reply_key = reply_key_of(key, service, backend, flow->nat_port);
@@ -384,13 +395,18 @@ static __noinline int establish_by_client(const struct flow_key *key,
 }
 
 /* Removes both directions of a flow. */
-static __noinline void remove_flow(const struct flow_key *key, const struct flow *flow,
-				   const struct service *service)
+__noinline int remove_flow(const struct flow_key *key, const struct flow *flow,
+			   const struct service *service)
 {
-	__u32 backend_id = flow->backend;
-	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
-	struct flow *there = bpf_map_lookup_elem(&flows, key);
+	struct backend *backend;
+	struct flow *there;
+	__u32 backend_id;
 
+	if (!key || !flow || !service)
+		return 0;
+	backend_id = flow->backend;
+	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
+	there = bpf_map_lookup_elem(&flows, key);
 	/* One that was closed before has left them already, and extended the affinity then. */
 	if (there && there->counted) {
 		uncount(key, there);
@@ -404,17 +420,22 @@ static __noinline void remove_flow(const struct flow_key *key, const struct flow
 		bpf_map_delete_elem(&replies, &reply_key);
 	}
 	bpf_map_delete_elem(&flows, key);
+	return 0;
 }
 
 /* The flags of the reply's entry; none where there is none. */
-static __always_inline __u8 reply_flags(const struct flow_key *key, const struct flow *flow,
-					const struct service *service)
+__noinline __u32 reply_flags(const struct flow_key *key, const struct flow *flow,
+			     const struct service *service)
 {
-	__u32 backend_id = flow->backend;
-	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	struct reply_key reply_key;
+	struct backend *backend;
 	struct reply *reply;
+	__u32 backend_id;
 
+	if (!key || !flow || !service)
+		return 0;
+	backend_id = flow->backend;
+	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	if (!backend || !mode_has_replies(service->mode))
 		return 0;
 	reply_key = reply_key_of(key, service, backend, flow->nat_port);
@@ -423,8 +444,8 @@ static __always_inline __u8 reply_flags(const struct flow_key *key, const struct
 }
 
 /* Whether a packet would begin a flow where one has ended. */
-static __noinline int takes_over_from(const struct flow_key *key, const struct flow *flow,
-				      const struct service *service)
+static __always_inline int takes_over_from(const struct flow_key *key, const struct flow *flow,
+					   const struct service *service)
 {
 	return flow_is_closed(flow->flags, reply_flags(key, flow, service));
 }
@@ -442,7 +463,7 @@ static __always_inline void mark_ended(const struct flow_key *key, struct flow *
 }
 
 /* The client's RST on an established flow. */
-static __noinline void reset_by_client(const struct packet *packet, const struct flow_key *key,
+static __always_inline void reset_by_client(const struct packet *packet, const struct flow_key *key,
 				       const struct service *service, struct flow *flow)
 {
 	__u32 backend_id = flow->backend;
@@ -491,7 +512,7 @@ static __always_inline struct flow_key flow_key_of_reply(const struct reply *rep
 /* The backend's RST on an established flow, or its SYN+ACK. That one comes where the backend has
  * forgotten the connection, and the client begins anew from the same port: both ends' numbers are
  * others from here on. */
-static __noinline void turn_by_backend(const struct packet *packet, struct reply *reply)
+static __always_inline void turn_by_backend(const struct packet *packet, struct reply *reply)
 {
 	struct flow_key key = flow_key_of_reply(reply);
 	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
@@ -522,11 +543,11 @@ static __noinline void turn_by_backend(const struct packet *packet, struct reply
 
 /* Takes a flow that has been closed out of the counts: its entries stay for what is still on its
  * way, but it is no load any more. In DSR the client's end is all that shows. */
-static __noinline void note_end(const struct flow_key *key, struct flow *flow,
-				const struct service *service)
+__noinline int note_end(const struct flow_key *key, struct flow *flow,
+			const struct service *service)
 {
-	if (!flow->counted)
-		return;
+	if (!key || !flow || !service || !flow->counted)
+		return 0;
 	if (mode_has_replies(service->mode)
 		    ? flow_is_closed(flow->flags, reply_flags(key, flow, service))
 		    : flow->flags & (FLOW_FIN | FLOW_RST)) {
@@ -534,10 +555,11 @@ static __noinline void note_end(const struct flow_key *key, struct flow *flow,
 		if (service->affinity)
 			extend_affinity(key, flow->backend);
 	}
+	return 0;
 }
 
 /* The same where a reply showed it. */
-static __noinline void note_end_of_reply(const struct reply *reply)
+static __always_inline void note_end_of_reply(const struct reply *reply)
 {
 	struct flow_key key = flow_key_of_reply(reply);
 	__u32 service_id = reply->service;

@@ -103,13 +103,15 @@ static __always_inline struct fragment_record *find_fragment_record(struct fragm
 }
 
 /* Keeps what a first fragment was planned, or that it went up the stack. */
-static __noinline int note_first_fragment(struct packet *packet, const struct plan *plan,
-					  int verdict)
+__noinline int note_first_fragment(struct packet *packet, const struct plan *plan, int verdict)
 {
-	struct fragment_key key = fragment_key_of(packet);
 	struct fragment_record *record;
+	struct fragment_key key;
 	__u32 zero = 0;
 
+	if (!packet || !plan)
+		return 0;
+	key = fragment_key_of(packet);
 	/* Nor does the rest of it go the way of an older datagram. */
 	if (verdict != VERDICT_FORWARD && verdict != VERDICT_PASS) {
 		bpf_map_delete_elem(&fragments, &key);
@@ -138,12 +140,17 @@ static __always_inline int orphan(struct packet *packet, enum drop_reason reason
 }
 
 /* Has a later fragment go the way of its first. */
-static __noinline int join_fragment(struct packet *packet, struct plan *plan, int closed)
+__noinline int join_fragment(struct packet *packet, struct plan *plan, int closed)
 {
-	struct fragment_key key = fragment_key_of(packet);
-	struct fragment_record *record = find_fragment_record(&key);
-	__u32 ours = address_use(&packet->destination);
+	struct fragment_record *record;
+	struct fragment_key key;
+	__u32 ours;
 
+	if (!packet || !plan)
+		return VERDICT_DROP;
+	key = fragment_key_of(packet);
+	record = find_fragment_record(&key);
+	ours = address_use(&packet->destination);
 	if (closed)
 		return ours || (record && record->verdict == VERDICT_FORWARD) ?
 			       drop(DROP_GATE_CLOSED) :

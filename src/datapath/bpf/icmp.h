@@ -245,8 +245,8 @@ static __always_inline int rewrite_error_ipv6(void *data, void *end, const struc
 /* Carries a plan out on an error. Its own source becomes what the flow's packets come from where
  * the plan changes that; where clients show as they are, so does a router on the way to them. A
  * sum over all of it stays what it was, so a device's is still right. */
-static __noinline int rewrite_error(void *data, void *end, const struct packet *packet,
-				    const struct plan *plan)
+static __always_inline int rewrite_error(void *data, void *end, const struct packet *packet,
+					 const struct plan *plan)
 {
 	struct icmp_head *icmp = data + (packet->l4 & L4_MASK);
 	__be16 *ports = data + (packet->quoted_l4 & L4_MASK);

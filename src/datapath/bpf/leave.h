@@ -9,8 +9,7 @@
  * - UDP: the flow is forgotten, by the collector at once (ON_DOWN_REMAP) or by the client's next
  *   datagram, whose sender is told (ON_DOWN_RESET). The next one begins a new flow.
  *
- * A SYN or datagram that is quicker than the collector is dropped, and takes the flow along. Going
- * on with it would be another way through all of select.h for the verifier.
+ * A SYN or datagram that is quicker than the collector takes the flow along, and begins anew.
  */
 #pragma once
 
@@ -25,23 +24,27 @@ static __always_inline int refuse(const struct packet *packet, struct plan *plan
 	return answer(plan, ANSWER_RESET, DROP_BACKEND_DOWN);
 }
 
-/* A client's packet of a flow that can't go on. */
-static __noinline int leave_backend(const struct packet *packet, const struct flow_key *key,
-				    const struct service *service, const struct flow *flow,
-				    struct plan *plan)
+/* A client's packet of a flow that can't go on. `GO_ON`: with what `flow` is by then. */
+__noinline int leave_backend(struct packet *packet, const struct flow_key *key,
+			     const struct service *service, struct flow *flow, struct plan *plan)
 {
-	struct flow *there = bpf_map_lookup_elem(&flows, key);
-	__u32 backend_id = flow->backend;
-	struct backend *backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	struct reply *reply = NULL;
+	struct backend *backend;
+	struct flow *there;
+	__u32 backend_id;
 
+	if (!packet || !key || !service || !flow || !plan)
+		return VERDICT_DROP;
 	if (packet->protocol != IPPROTO_TCP || is_syn(packet)) {
 		remove_flow(key, flow, service);
 		count_flow(FLOWS_MOVED);
 		if (packet->protocol == IPPROTO_TCP || service->on_down == ON_DOWN_REMAP)
-			return drop(DROP_BACKEND_DOWN);
+			return open_flow(packet, key, service, flow);
 		return answer(plan, ANSWER_UNREACHABLE, DROP_BACKEND_DOWN);
 	}
+	there = bpf_map_lookup_elem(&flows, key);
+	backend_id = flow->backend;
+	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	if (there && backend && !(there->flags & FLOW_ENDED)) {
 		if (mode_has_replies(service->mode)) {
 			struct reply_key reply_key =

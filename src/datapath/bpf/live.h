@@ -95,7 +95,7 @@ static __always_inline int source_has_room(const struct flow_key *key, __u32 mos
 }
 
 /* Counts a flow among its source's, if there is room. */
-static __noinline int admit_source(const struct flow_key *key, __u32 most, struct flow *flow)
+static __always_inline int admit_source(const struct flow_key *key, __u32 most, struct flow *flow)
 {
 	struct source_key source = source_key_of(key);
 	__u32 *flows = bpf_map_lookup_elem(&sources, &source);
@@ -128,7 +128,7 @@ static __always_inline void leave_source(const struct flow_key *key)
 }
 
 /* Whether a new flow of this client may begin, as far as the service and the source go. */
-static __noinline int check_limits(const struct flow_key *key, const struct service *service)
+static __always_inline int check_limits(const struct flow_key *key, const struct service *service)
 {
 	__u32 id = key->service;
 
@@ -145,19 +145,18 @@ _Static_assert(__builtin_offsetof(struct flow, counted) == 5, "the second byte o
 
 /* Takes a flow out of the counts, be it the first to or not. It is the one in the map, or one that
  * never got there. */
-static __noinline void uncount(const struct flow_key *key, struct flow *flow)
+__noinline int uncount(const struct flow_key *key, struct flow *flow)
 {
-	__u32 *word = (__u32 *)flow + 1;
-	__u32 service_id = key->service, backend_id;
+	__u32 service_id, backend_id, counted;
 	struct live *live;
-	__u32 counted;
 
-	if (!flow->counted)
-		return;
-	counted = bpf_ntohl(__sync_fetch_and_and(word, NOT_COUNTED)) >> 16 & 0xff;
+	if (!key || !flow || !flow->counted)
+		return 0;
+	counted = bpf_ntohl(__sync_fetch_and_and((__u32 *)flow + 1, NOT_COUNTED)) >> 16 & 0xff;
 	/* Another CPU was here before. */
 	if (!counted)
-		return;
+		return 0;
+	service_id = key->service;
 	live = bpf_map_lookup_elem(&service_live, &service_id);
 	if (live)
 		__sync_fetch_and_add(&live->ended, 1);
@@ -167,11 +166,12 @@ static __noinline void uncount(const struct flow_key *key, struct flow *flow)
 		__sync_fetch_and_add(&live->ended, 1);
 	if (counted & COUNTED_SOURCE)
 		leave_source(key);
+	return 0;
 }
 
 /* Counts a flow among its service's and its backend's, if there is room. */
-static __noinline int admit_both(const struct flow_key *key, const struct service *service,
-				 struct flow *flow)
+static __always_inline int admit_both(const struct flow_key *key, const struct service *service,
+				      struct flow *flow)
 {
 	__u32 service_id = key->service, backend_id = flow->backend;
 	struct live *of_service = bpf_map_lookup_elem(&service_live, &service_id);
@@ -191,11 +191,13 @@ static __noinline int admit_both(const struct flow_key *key, const struct servic
 }
 
 /* Counts a flow that is about to be established, if the limits let it; notes in `flow` how. */
-static __always_inline int admit(const struct flow_key *key, const struct service *service,
-				 struct flow *flow)
+__noinline int admit(const struct flow_key *key, const struct service *service, struct flow *flow)
 {
-	int verdict = admit_both(key, service, flow);
+	int verdict;
 
+	if (!key || !service || !flow)
+		return VERDICT_DROP;
+	verdict = admit_both(key, service, flow);
 	if (verdict != GO_ON || !service->max_per_source)
 		return verdict;
 	verdict = admit_source(key, service->max_per_source, flow);

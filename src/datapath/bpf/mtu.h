@@ -23,26 +23,28 @@ static __always_inline __u32 longest_sent(const struct packet *packet)
 	       (packet->protocol == IPPROTO_TCP ? packet->tcp_header : sizeof(struct udphdr));
 }
 
-/* Whether packets up to `longest` have no room on the way out; `plan->mtu` is what would have. */
-static __noinline int exceeds(void *context, struct plan *plan, __u32 longest)
+/* `GO_ON`, or the answer for its sender, for packets up to `longest`; `plan->mtu` is what would have
+ * room on the way out. */
+__noinline int check_length(struct __sk_buff *skb, struct plan *plan, __u32 longest)
 {
 	__u32 mtu = 0;
 
+	if (!plan)
+		return VERDICT_DROP;
 	/* The interface has gone: let the redirect find out. */
-	if (bpf_check_mtu(context, plan->ifindex, &mtu, 0, 0) < 0 || longest <= mtu)
-		return 0;
+	if (bpf_check_mtu(skb, plan->ifindex, &mtu, 0, 0) < 0 || longest <= mtu)
+		return GO_ON;
 	plan->mtu = mtu;
-	return 1;
+	return answer(plan, ANSWER_TOO_BIG, DROP_TOO_BIG);
 }
 
-/* `GO_ON`, or the answer for its sender. `context` is the hook's. What goes in a tunnel has been
- * looked at already (encap.h). */
-static __always_inline int check_mtu(void *context, const struct packet *packet, struct plan *plan)
+/* The same. What goes in a tunnel has been looked at already (encap.h). */
+static __always_inline int check_mtu(struct __sk_buff *skb, const struct packet *packet,
+				     struct plan *plan)
 {
 	__u32 longest = longest_sent(packet);
 
-	if (longest <= FITS_ALWAYS || plan->mode == MODE_DSR_IPIP ||
-	    !exceeds(context, plan, longest))
+	if (longest <= FITS_ALWAYS || plan->mode == MODE_DSR_IPIP)
 		return GO_ON;
-	return answer(plan, ANSWER_TOO_BIG, DROP_TOO_BIG);
+	return check_length(skb, plan, longest);
 }

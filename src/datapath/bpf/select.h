@@ -149,15 +149,19 @@ static __noinline int select_any(struct schedule *schedule, __u64 draw)
  * Least connections is the power of two choices: of two backends drawn at random, the one with
  * fewer flows for its weight. Where they have equally many it is the first, so that a burst, of
  * which nothing is established yet, is spread by weight. */
-static __noinline int select_backend(const struct service *service, const struct flow_key *key)
+__noinline int select_backend(const struct service *service, const struct flow_key *key)
 {
-	__u32 id = key->service, zero = 0, best_id = 0;
-	void *map = bpf_map_lookup_elem(&schedules, &id);
 	struct backend *best = NULL, *backend;
 	struct live *best_live = NULL, *live;
+	__u32 id, zero = 0, best_id = 0;
 	struct schedule *schedule;
 	__u64 draw;
+	void *map;
 
+	if (!service || !key)
+		return -DROP_NO_BACKEND;
+	id = key->service;
+	map = bpf_map_lookup_elem(&schedules, &id);
 	if (!map)
 		return -DROP_NO_BACKEND;
 	schedule = bpf_map_lookup_elem(map, &zero);

@@ -60,63 +60,60 @@ struct {
 } addresses SEC(".maps");
 
 /* What an address of ours is; 0: it is not ours. */
-static __always_inline __u32 address_use(struct address *address)
+__noinline __u32 address_use(const struct address *address)
 {
-	__u32 *use = bpf_map_lookup_elem(&addresses, address);
+	__u32 *use = address ? bpf_map_lookup_elem(&addresses, address) : NULL;
 
 	return use ? *use & (ADDRESS_VIP | ADDRESS_NAT) : 0;
 }
 
-static __always_inline int is_server_address(struct address *address)
+__noinline int is_server_address(const struct address *address)
 {
-	__u32 *use = bpf_map_lookup_elem(&addresses, address);
+	__u32 *use = address ? bpf_map_lookup_elem(&addresses, address) : NULL;
 
 	return use && *use & ADDRESS_SERVER;
 }
 
-/* The service that a packet is for, with its id; NULL: none. */
-static __noinline struct service *find_service(struct packet *packet, __u32 *id)
+/* What `map` (`services` or `servers`) says of an end; 0: nothing. */
+static __always_inline __u32 look_for_end(void *map, enum recent_of of,
+					  const struct service_key *key)
 {
-	struct service_key key = {
-		.vip = packet->destination,
-		.port = packet->destination_port,
-		.protocol = packet->protocol,
-	};
-	struct recent_end *recent = recent_end(RECENT_SERVICES, &key);
+	struct recent_end *recent = recent_end(of, key);
 	__u32 before = changes;
 	__u32 *found;
 
-	if (recent && is_recent(recent, &key, before)) {
-		*id = recent->number;
-	} else {
-		found = bpf_map_lookup_elem(&services, &key);
-		if (!found)
-			return NULL;
-		*id = *found;
-		if (recent)
-			keep_end(recent, &key, *id, before);
-	}
-	return bpf_map_lookup_elem(&service_table, id);
-}
-
-/* The number of the server that a packet comes from; 0: none. */
-static __noinline __u32 find_server(struct packet *packet)
-{
-	struct service_key key = {
-		.vip = packet->source,
-		.port = packet->source_port,
-		.protocol = packet->protocol,
-	};
-	struct recent_end *recent = recent_end(RECENT_SERVERS, &key);
-	__u32 before = changes;
-	__u32 *found;
-
-	if (recent && is_recent(recent, &key, before))
+	if (recent && is_recent(recent, key, before))
 		return recent->number;
-	found = bpf_map_lookup_elem(&servers, &key);
+	found = bpf_map_lookup_elem(map, key);
 	if (!found)
 		return 0;
 	if (recent)
-		keep_end(recent, &key, *found, before);
+		keep_end(recent, key, *found, before);
 	return *found;
+}
+
+/* The id of the service that a packet is for; 0: none. */
+__noinline __u32 find_service(struct packet *packet)
+{
+	struct service_key key = {};
+
+	if (!packet)
+		return 0;
+	key.vip = packet->destination;
+	key.port = packet->destination_port;
+	key.protocol = packet->protocol;
+	return look_for_end(&services, RECENT_SERVICES, &key);
+}
+
+/* The number of the server that a packet comes from; 0: none. */
+__noinline __u32 find_server(struct packet *packet)
+{
+	struct service_key key = {};
+
+	if (!packet)
+		return 0;
+	key.vip = packet->source;
+	key.port = packet->source_port;
+	key.protocol = packet->protocol;
+	return look_for_end(&servers, RECENT_SERVERS, &key);
 }

@@ -31,11 +31,36 @@ static __always_inline int tc_redirect_to(const struct packet *packet, const str
 	return bpf_redirect_neigh(plan->ifindex, &neighbour, sizeof(neighbour), 0);
 }
 
+__noinline int tc_read(struct __sk_buff *skb, struct packet *packet, int closed)
+{
+	if (!packet)
+		return VERDICT_DROP;
+	return read_packet((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, packet,
+			   closed);
+}
+
+__noinline int tc_rewrite(struct __sk_buff *skb, struct packet *packet, struct plan *plan)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct change change = {};
+
+	if (!packet || !plan)
+		return -1;
+	if (rewrite_headers(data, end, packet, plan, &change))
+		return -1;
+	return tc_checksum(skb, packet, &change);
+}
+
+__noinline int tc_rewrite_error(struct __sk_buff *skb, struct packet *packet, struct plan *plan)
+{
+	if (!packet || !plan)
+		return -1;
+	return rewrite_error((void *)(long)skb->data, (void *)(long)skb->data_end, packet, plan);
+}
+
 static __always_inline int tc_forward(struct __sk_buff *skb, struct packet *packet,
 				      struct plan *plan)
 {
-	struct change change = {};
-
 	/* Of VLAN 0, which is a priority and no VLAN; it would be taken along to the other side. */
 	if (skb->vlan_present)
 		bpf_skb_vlan_pop(skb);
@@ -56,12 +81,8 @@ static __always_inline int tc_forward(struct __sk_buff *skb, struct packet *pack
 		}
 		return bpf_redirect_neigh(plan->ifindex, NULL, 0, 0);
 	}
-	if (packet->quoted_l4 ? rewrite_error((void *)(long)skb->data,
-					      (void *)(long)skb->data_end, packet, plan)
-			      : rewrite_headers((void *)(long)skb->data,
-						(void *)(long)skb->data_end, packet, plan,
-						&change) ||
-					tc_checksum(skb, packet, &change)) {
+	if (packet->quoted_l4 ? tc_rewrite_error(skb, packet, plan)
+			      : tc_rewrite(skb, packet, plan)) {
 		drop(DROP_REWRITE);
 		return TC_ACT_SHOT;
 	}
@@ -72,32 +93,36 @@ static __always_inline int tc_forward(struct __sk_buff *skb, struct packet *pack
 SEC("tc")
 int baton_tc(struct __sk_buff *skb)
 {
-	struct packet packet = {
-		.ifindex = skb->ifindex,
-		.segment = skb->gso_size,
-		.handed_over = was_handed_over(skb),
-	};
-	struct plan plan = {};
-	int verdict, action;
 	__u32 linear = skb->data_end - skb->data;
+	int handed_over = was_handed_over(skb);
+	struct packet *packet;
+	struct work *work;
+	int verdict, action, closed;
 
 	/* The kernel has taken the tag out before it calls us. */
 	if (skb->vlan_present && skb->vlan_tci & VLAN_ID)
 		return TC_ACT_UNSPEC;
 	if (linear < PULL_BYTES && linear < skb->len)
 		bpf_skb_pull_data(skb, skb->len < PULL_BYTES ? skb->len : PULL_BYTES);
-	verdict = decide((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, &packet,
-			 &plan);
+	work = begin_work();
+	if (!work)
+		return TC_ACT_SHOT;
+	packet = &work->packet;
+	packet->ifindex = skb->ifindex;
+	packet->segment = skb->gso_size;
+	packet->handed_over = handed_over;
+	closed = gate_is_closed(now_jiffies());
+	verdict = decide(packet, &work->plan, closed, tc_read(skb, packet, closed));
 	if (verdict == VERDICT_HOLD)
-		verdict = hold_fragment(skb, skb->len, &packet);
+		verdict = hold_fragment(skb, skb->len, packet);
 	switch (verdict) {
 	case VERDICT_FORWARD:
-		action = tc_forward(skb, &packet, &plan);
-		if (action == TC_ACT_REDIRECT && !plan.answer)
-			count_sent(&packet, &plan);
+		action = tc_forward(skb, packet, &work->plan);
+		if (action == TC_ACT_REDIRECT && !work->plan.answer)
+			count_sent(packet, &work->plan);
 		return action;
 	case VERDICT_ANSWER:
-		return tc_answer(skb, &packet, &plan);
+		return tc_answer(skb, packet, &work->plan);
 	case VERDICT_PASS:
 		return TC_ACT_UNSPEC;
 	default:

@@ -82,12 +82,6 @@ struct {
 	__uint(max_entries, NEIGHBOURS);
 } neighbours SEC(".maps");
 
-/* Ethernet addresses of a frame that goes out. */
-struct way_out {
-	__u8 destination[6];
-	__u8 source[6];
-};
-
 /* A way that was found a moment ago, see recent.h. */
 struct recent_way {
 	struct address to;
@@ -148,7 +142,7 @@ static __always_inline int look_for_way(const struct packet *packet, const struc
 
 /* Finds the way of a packet to `to` out of the plan's interface; `direct`: it is a neighbour
  * whatever the routes say. NULL where the TC hook has to see to it. */
-static __noinline struct way_out *find_way(const struct packet *packet,
+static __always_inline struct way_out *find_way(const struct packet *packet,
 						const struct plan *plan, const struct address *to,
 						int direct)
 {

@@ -51,33 +51,62 @@ static __always_inline int xdp_send(const struct packet *packet, const struct pl
 	return bpf_redirect(plan->ifindex, 0);
 }
 
+__noinline int xdp_read(struct xdp_md *xdp, struct packet *packet, __u32 size, int closed)
+{
+	if (!packet)
+		return VERDICT_DROP;
+	return read_packet((void *)(long)xdp->data, (void *)(long)xdp->data_end, size, packet,
+			   closed);
+}
+
+__noinline int xdp_rewrite(struct xdp_md *xdp, struct packet *packet, struct plan *plan)
+{
+	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
+	struct change change = {};
+
+	if (!packet || !plan)
+		return -1;
+	if (rewrite_headers(data, end, packet, plan, &change))
+		return -1;
+	return xdp_checksum(data, end, packet, &change);
+}
+
+__noinline int xdp_rewrite_error(struct xdp_md *xdp, struct packet *packet, struct plan *plan)
+{
+	if (!packet || !plan)
+		return -1;
+	return rewrite_error((void *)(long)xdp->data, (void *)(long)xdp->data_end, packet, plan);
+}
+
+/* Headers, checksums and Ethernet addresses of a frame that stays as long as it is. */
+static __always_inline int xdp_turn(struct xdp_md *xdp, struct packet *packet, struct plan *plan,
+				    const struct way_out *way)
+{
+	void *end = (void *)(long)xdp->data_end;
+	struct ethhdr *ethernet = (void *)(long)xdp->data;
+
+	if ((void *)(ethernet + 1) > end)
+		return -1;
+	__builtin_memcpy(ethernet->h_dest, way->destination, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, way->source, ETH_ALEN);
+	if (plan->mode == MODE_DSR_L2)
+		return 0;
+	return packet->quoted_l4 ? xdp_rewrite_error(xdp, packet, plan)
+				 : xdp_rewrite(xdp, packet, plan);
+}
+
 static __always_inline int xdp_forward(struct xdp_md *xdp, struct packet *packet,
 				       struct plan *plan)
 {
-	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
-	struct ethhdr *ethernet = data;
-	struct change change = {};
 	struct way_out *way = xdp_way(packet, plan);
 
 	if (!way)
 		return hand_over(xdp);
-	if (plan->mode == MODE_DSR_IPIP) {
-		if (xdp_encapsulate(xdp, packet, plan, way->destination, way->source)) {
-			drop(DROP_REWRITE);
-			return XDP_DROP;
-		}
-		return xdp_send(packet, plan);
-	}
-	if ((void *)(ethernet + 1) > end ||
-	    (plan->mode != MODE_DSR_L2 &&
-	     (packet->quoted_l4 ? rewrite_error(data, end, packet, plan)
-				: rewrite_headers(data, end, packet, plan, &change) ||
-					  xdp_checksum(data, end, packet, &change)))) {
+	if (plan->mode == MODE_DSR_IPIP ? xdp_encapsulate(xdp, packet, plan, way)
+					: xdp_turn(xdp, packet, plan, way)) {
 		drop(DROP_REWRITE);
 		return XDP_DROP;
 	}
-	__builtin_memcpy(ethernet->h_dest, way->destination, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_source, way->source, ETH_ALEN);
 	return xdp_send(packet, plan);
 }
 
@@ -85,22 +114,28 @@ SEC("xdp.frags")
 int baton_xdp(struct xdp_md *xdp)
 {
 	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
-	struct packet packet = { .ifindex = xdp->ingress_ifindex };
 	__u32 size = bpf_xdp_get_buff_len(xdp);
-	struct plan plan = {};
-	int verdict;
+	struct packet *packet;
+	struct work *work;
+	int verdict, closed;
 
 	/* Headers may go on in the next buffer, of which nothing can be seen here. */
 	if (end - data < PULL_BYTES && end - data < size)
 		return XDP_PASS;
-	verdict = decide(data, end, size, &packet, &plan);
+	work = begin_work();
+	if (!work)
+		return XDP_DROP;
+	packet = &work->packet;
+	packet->ifindex = xdp->ingress_ifindex;
+	closed = gate_is_closed(now_jiffies());
+	verdict = decide(packet, &work->plan, closed, xdp_read(xdp, packet, size, closed));
 	if (verdict == VERDICT_HOLD)
-		verdict = hold_fragment(xdp, size, &packet);
+		verdict = hold_fragment(xdp, size, packet);
 	switch (verdict) {
 	case VERDICT_FORWARD:
-		return xdp_forward(xdp, &packet, &plan);
+		return xdp_forward(xdp, packet, &work->plan);
 	case VERDICT_ANSWER:
-		return xdp_answer(xdp, &packet, &plan);
+		return xdp_answer(xdp, packet, &work->plan);
 	case VERDICT_PASS:
 		return XDP_PASS;
 	default:
