@@ -1,9 +1,9 @@
 //! Composition root of `baton run`: configuration → pools, proxies, checks, election, control
 //! socket; and what happens between them.
 //!
-//! * The election leaves Active → the gate of the datapath closes, sessions on the VIPs are reset.
-//! * While this node is Active → the gate is held open; a backend changes → so do the kernel's
-//!   tables.
+//! * The election leaves Active → sessions on the VIPs are reset; the HA thread has closed the gate
+//!   of the datapath by then, which it holds open while this node is Active.
+//! * A backend changes → so do the kernel's tables.
 //! * A command on the control socket → election, pools, or a new configuration.
 //! * SIGTERM, SIGINT → yield first, then the sessions end, then the process. SIGHUP → reload.
 //!
@@ -19,6 +19,7 @@ use anyhow::{Context as _, anyhow, bail};
 use baton_ha::channel::key::ClusterKey;
 use baton_ha::config::{ChannelConfig, HaConfig, Vip};
 use baton_ha::driver::{self, Handle, Outcome, View};
+use baton_ha::lease::Lease;
 use baton_ha::vrrp::router::State;
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
@@ -29,8 +30,9 @@ use tokio::time::MissedTickBehavior;
 use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{Answer, Reply, Request, Socket};
+use crate::datapath::gate::Gates;
 use crate::datapath::sessions::{Ended, Sessions, Wanted};
-use crate::datapath::{Datapath, LEASE, Report, load::Sizes};
+use crate::datapath::{Datapath, Report, load::Sizes};
 use crate::guard;
 use crate::health::Checks;
 use crate::pool::{Admin, Member, Pool};
@@ -38,6 +40,9 @@ use crate::proxy::{self, Proxy};
 use crate::replication::{self, Replication};
 use crate::service::Service;
 use crate::status::{DatapathStatus, Election, ReplicationStatus, ServiceStatus, Status};
+
+/// How often the datapath is looked after.
+const TEND: Duration = Duration::from_millis(100);
 
 /// What a command came to, for people and as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,8 +131,10 @@ struct Balancer {
     started: Instant,
     election: Option<(HaConfig, Handle)>,
     proxy: Proxy,
-    /// Made when the first service needs it.
+    /// Made when there are VIPs, or a service needs it.
     datapath: Arc<OnceLock<Datapath>>,
+    /// Opened with the lease, once there is a datapath.
+    gates: Arc<Gates>,
     /// How flows get to the other nodes, where there is a peer channel.
     replication: Option<watch::Receiver<Replication>>,
     live: Mutex<Live>,
@@ -160,13 +167,18 @@ impl Balancer {
         let proxy = Proxy::start(&proxied(&pools), config.node.workers)?;
         // Before the election: no packet for a VIP may come before somebody holds it back.
         let datapath = Arc::new(OnceLock::new());
-        start_datapath(&datapath, &config, &pools)?;
+        let gates = Arc::new(Gates::default());
+        start_datapath(&datapath, &config, &pools, &gates)?;
         let checks = Checks::start(&pools);
         let mut replication = None;
         let election = match with_channel(&config)? {
             Some(ha) => {
-                let lease = guard::post(&ha, &config.node.control);
-                let (handle, port) = driver::start(ha.clone(), lease)?;
+                let lease = match guard::post(&ha, &config.node.control) {
+                    Some(lease) => lease,
+                    None => Lease::unguarded().context("can't make a lease")?,
+                };
+                let lease = lease.with_gate(Arc::<Gates>::clone(&gates));
+                let (handle, port) = driver::start(ha.clone(), Some(lease))?;
                 if let Some(port) = port {
                     replication =
                         Some(replication::start(port, handle.view(), Arc::clone(&datapath))?);
@@ -191,6 +203,7 @@ impl Balancer {
                 election,
                 proxy,
                 datapath,
+                gates,
                 replication,
                 live,
             }),
@@ -238,27 +251,27 @@ impl Balancer {
         while view.changed().await.is_ok() {
             let after = active_since(&view.borrow_and_update());
             if before.is_some() && before != after {
-                if let Some(datapath) = self.datapath.get() {
-                    datapath.end_lease();
-                }
                 self.reset_sessions(ha, "this node is no longer Active").await;
             }
             before = after;
         }
     }
 
-    /// Holds the gate open while this node is Active, and tells the datapath what has changed
-    /// about the backends and the ways to them.
+    /// Tells the datapath what has changed about the backends and the ways to them.
     async fn drive_datapath(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(LEASE / 10);
+        let mut ticks = tokio::time::interval(TEND);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut followed = Followed::default();
+        let mut before = None;
         loop {
             ticks.tick().await;
             let Some(datapath) = self.datapath.get() else { continue };
-            if let Err(error) = self.renew_lease(datapath) {
-                tracing::error!("the gate could not be held open: {error:#}");
+            let active = self.election.as_ref();
+            let active = active.and_then(|(_, handle)| active_since(&handle.view().borrow()));
+            if let Err(error) = datapath.tend(active.is_some() && active != before) {
+                tracing::error!("can't read the datapath's clock: {error:#}");
             }
+            before = active;
             let live = self.live.lock().await;
             if followed.is_due(&live.pools) {
                 let vips = vips(&live.config);
@@ -272,18 +285,6 @@ impl Balancer {
                 }
             }
         }
-    }
-
-    /// Keeps the gate open if this node is Active at this moment.
-    fn renew_lease(&self, datapath: &Datapath) -> anyhow::Result<()> {
-        let Some((_, handle)) = &self.election else { return Ok(()) };
-        let view = handle.view();
-        // Held until the store is done: who stops being Active in between closes it afterwards.
-        let view = view.borrow();
-        if active_since(&view).is_some() {
-            datapath.renew_lease()?;
-        }
-        Ok(())
     }
 
     async fn reset_sessions(&self, ha: &HaConfig, why: &str) {
@@ -431,7 +432,7 @@ impl Balancer {
         warn_of(&new);
         let pools: Vec<_> =
             new.services.iter().map(|service| renewed(&live.pools, service)).collect();
-        start_datapath(&self.datapath, &new, &pools).context("nothing was changed")?;
+        start_datapath(&self.datapath, &new, &pools, &self.gates).context("nothing was changed")?;
         if let Some(datapath) = self.datapath.get() {
             tokio::task::block_in_place(|| datapath.choose_hook(new.datapath.hook))
                 .context("nothing was changed")?;
@@ -520,23 +521,38 @@ fn vips(config: &Config) -> &[Vip] {
     config.ha.as_ref().map_or(&[], |ha| &ha.vips)
 }
 
-/// Starts the datapath if a service needs it and it does not run yet.
+/// Starts the datapath if it does not run yet, and there are VIPs, which its gate holds back without
+/// a lease, or services of its own. Where it can't run and only the gate is wanted, that is a
+/// warning: the guard enforces the lease too.
 fn start_datapath(
     datapath: &OnceLock<Datapath>,
     config: &Config,
     pools: &[Arc<Pool>],
+    gates: &Gates,
 ) -> anyhow::Result<()> {
     let needed = pools.iter().any(|pool| pool.service.mode.is_in_kernel());
-    if needed && datapath.get().is_none() {
-        let config::Datapath { flows, half_open_flows, affinities, hook } = config.datapath;
-        let sizes = Sizes { flows, half_open_flows, affinities };
-        let started = Datapath::start(sizes, hook, pools, vips(config))
-            .context("the kernel datapath can't start")?;
-        tracing::info!(flows, half_open_flows, affinities, "datapath started");
-        // Only this function sets it, and its callers hold the configuration.
-        let _ = datapath.set(started);
+    if datapath.get().is_some() || !needed && vips(config).is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let config::Datapath { flows, half_open_flows, affinities, hook } = config.datapath;
+    let sizes = Sizes { flows, half_open_flows, affinities };
+    match Datapath::start(sizes, hook, pools, vips(config), gates) {
+        Ok(started) => {
+            tracing::info!(flows, half_open_flows, affinities, "datapath started");
+            // Only this function sets it, and its callers hold the configuration.
+            let _ = datapath.set(started);
+            Ok(())
+        }
+        Err(error) if needed => Err(error).context("the kernel datapath can't start"),
+        Err(error) => {
+            tracing::warn!(
+                "no gate in the kernel, so the guard alone silences a node whose daemon is dead or \
+                 frozen: {:#}",
+                anyhow::Error::from(error)
+            );
+            Ok(())
+        }
+    }
 }
 
 /// When the datapath was last told of the pools, to tell it again.

@@ -1,15 +1,18 @@
-//! The lease on the VIPs, and its guard: a process of its own that removes them when the node no
-//! longer renews its lease, because its daemon is dead or frozen.
+//! The lease on the VIPs: what enforces it when the node no longer renews it, because its daemon is
+//! dead or frozen.
 //!
 //! The driver renews the lease with every advert, for a little less than the shortest time that
-//! any Backup waits for the next one: so the VIPs are gone from this node before another claims
-//! them. The lease is a word of
-//! shared memory, and renewing it is one store.
+//! any Backup waits for the next one: so this node is silent before another claims the VIPs. The
+//! lease is a word of shared memory, and renewing it is one store, and those of the [`Gate`].
 //!
-//! The guard is the second of three: the driver itself releases what it finds it has lost
-//! ([`crate::vrrp::router`], "stalled"), the guard does where the driver can't, and where the
-//! guard is gone too the kernel drops the VIPs at the end of their `valid_lft`.
+//! * The [`Gate`], in the kernel, lets through what is for the VIPs and from them while the lease
+//!   holds. It is the first line where there is one.
+//! * The [`Guard`], a process of its own, removes the VIPs.
+//! * Where that is gone too the kernel drops them at the end of their `valid_lft`.
+//!
+//! The driver itself releases what it finds it has lost ([`crate::vrrp::router`], "stalled").
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -17,11 +20,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::config::Vip;
@@ -40,13 +44,29 @@ pub fn length(advert_interval: Duration) -> Duration {
     advert_interval * QUIET_INTERVALS - advert_interval / EARLIER
 }
 
+/// What is open only while the lease holds, and closes by itself: the kernel's datapath. It is
+/// called by the driver's real-time thread, so it must neither wait nor allocate.
+pub trait Gate: Send + Sync {
+    /// Opens it until that moment of [`now`], under that fencing number; never for longer.
+    fn open(&self, until: u64, epoch: u64);
+
+    /// Closes it now.
+    fn close(&self);
+}
+
 /// The lease, shared between the driver, which renews it, and the guard.
 ///
 /// It lives in a file, so that a daemon that follows on one that was killed has the same lease: the
 /// guard of the one before sees that its time is over, and leaves the VIPs alone.
-#[derive(Debug)]
 pub struct Lease {
     page: NonNull<Page>,
+    gate: Option<Arc<dyn Gate>>,
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("until", &self.until()).finish_non_exhaustive()
+    }
 }
 
 /// What is shared; all zero in a new file.
@@ -88,12 +108,38 @@ impl Lease {
         // SAFETY: a new mapping at an address of the kernel's choice; the file is as long, and
         // nobody makes it shorter.
         let page = unsafe { mmap(None, LENGTH, access, MapFlags::MAP_SHARED, file, 0)? };
-        Ok(Self { page: page.cast() })
+        Ok(Self { page: page.cast(), gate: None })
     }
 
-    /// Holds it for that long from now.
-    pub fn renew(&self, length: Duration) {
-        self.page().until.store(now().saturating_add(nanos(length)), Ordering::Release);
+    /// One that no guard can see.
+    pub fn unguarded() -> io::Result<Self> {
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let page = unsafe { mmap_anonymous(None, LENGTH, access, MapFlags::MAP_PRIVATE)? };
+        Ok(Self { page: page.cast(), gate: None })
+    }
+
+    /// The same lease, which from now on opens and closes a gate too.
+    #[must_use]
+    pub fn with_gate(mut self, gate: Arc<dyn Gate>) -> Self {
+        self.gate = Some(gate);
+        self
+    }
+
+    /// Holds it for that long from now, under that fencing number.
+    pub fn renew(&self, length: Duration, epoch: u64) {
+        let until = now().saturating_add(nanos(length));
+        self.page().until.store(until, Ordering::Release);
+        if let Some(gate) = &self.gate {
+            gate.open(until, epoch);
+        }
+    }
+
+    /// Silence from now on, before the VIPs are removed; the guard still sees to it that they are.
+    pub fn close(&self) {
+        if let Some(gate) = &self.gate {
+            gate.close();
+        }
     }
 
     /// What it has left.
@@ -104,6 +150,7 @@ impl Lease {
 
     /// Holds nothing any more; to be called when the VIPs are removed.
     pub fn end(&self) {
+        self.close();
         self.page().until.store(0, Ordering::Release);
     }
 
@@ -167,11 +214,12 @@ impl Guard {
             match until {
                 Some(until) if until <= now && removed_at != Some(until) => {
                     let removed = hands.as_mut().map_err(|why| why.clone()).and_then(Hands::remove);
-                    match &removed {
-                        Ok(()) => removed_at = Some(until),
-                        // What it was opened with may be broken.
-                        Err(_) => hands = self.hands(),
+                    if removed.is_ok() {
+                        removed_at = Some(until);
                     }
+                    // Anew: what they were opened with may be broken, and those that have removed
+                    // the VIPs go on doing so, while a daemon that wakes up may have them again.
+                    hands = self.hands();
                     told(removed);
                 }
                 None if gone => return Ok(()),
@@ -235,7 +283,7 @@ fn closed(alive: &OwnedFd, patience: Duration, already: bool) -> io::Result<bool
 }
 
 /// CLOCK_MONOTONIC, which is the same in every process, in nanoseconds.
-fn now() -> u64 {
+pub fn now() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has a monotonic clock");
     nanos(Duration::from(time))
 }
@@ -279,7 +327,7 @@ mod tests {
         let guard = Lease::shared(&file).unwrap();
         assert_eq!(guard.until(), None);
         let before = now();
-        driver.renew(Duration::from_secs(5));
+        driver.renew(Duration::from_secs(5), 1);
         let until = guard.until().unwrap();
         assert!((before + 5_000_000_000..=now() + 5_000_000_000).contains(&until));
         driver.end();
@@ -302,13 +350,13 @@ mod tests {
         let (alive, _held) = nix::unistd::pipe().unwrap();
         let (lease, file) = Lease::take(&scratch.0).unwrap();
         let watched = Lease::shared(&file).unwrap();
-        lease.renew(Duration::from_millis(100));
+        lease.renew(Duration::from_millis(100), 1);
         std::thread::scope(|scope| {
             let standing =
                 scope.spawn(move || guard().stand(&watched, &alive, |_| panic!("not its own")));
             std::thread::sleep(Duration::from_millis(30));
             let (next, _) = Lease::take(&scratch.0).unwrap();
-            next.renew(Duration::from_secs(60));
+            next.renew(Duration::from_secs(60), 1);
             standing.join().unwrap().unwrap();
         });
     }
@@ -332,7 +380,7 @@ mod tests {
         let (alive, held) = nix::unistd::pipe().unwrap();
         let scratch = Scratch::new("dead");
         let (lease, _file) = Lease::take(&scratch.0).unwrap();
-        lease.renew(Duration::from_millis(50));
+        lease.renew(Duration::from_millis(50), 1);
         let until = lease.until().unwrap();
         drop(held);
         let mut removals = 0;
@@ -352,7 +400,7 @@ mod tests {
         let scratch = Scratch::new("frozen");
         let (lease, file) = Lease::take(&scratch.0).unwrap();
         let again = Lease::shared(&file).unwrap();
-        lease.renew(Duration::from_millis(20));
+        lease.renew(Duration::from_millis(20), 1);
         let mut removals = 0;
         let mut held = Some(held);
         guard()
@@ -360,7 +408,7 @@ mod tests {
                 removals += 1;
                 match removals {
                     // It woke up, released, and became Active once more.
-                    1 => again.renew(Duration::from_millis(20)),
+                    1 => again.renew(Duration::from_millis(20), 1),
                     _ => drop(held.take()),
                 }
             })

@@ -50,6 +50,9 @@ const DROP_REASONS: [&str; types::drop_reason::DROP_REASONS.0 as usize] = [
     "ANSWER_LIMITED",
     "ICMP_FORGED",
     "ICMP_NO_FLOW",
+    "ARP_NO_LEASE",
+    "ND_NO_LEASE",
+    "SENT_NO_LEASE",
 ];
 
 /// Everything that is counted, since the maps were made.

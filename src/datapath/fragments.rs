@@ -77,7 +77,11 @@ fn hold(loaded: &Loaded, stop: &AtomicBool) -> Result<(), Error> {
         .map_err(failed())?;
     while !stop.load(Ordering::Relaxed) {
         let idle = waiting.borrow().held.is_empty();
-        buffer.poll(if idle { IDLE } else { TURN }).map_err(failed())?;
+        match buffer.poll(if idle { IDLE } else { TURN }) {
+            // This process was stopped, and goes on.
+            Err(error) if error.kind() == libbpf_rs::ErrorKind::Interrupted => {}
+            polled => polled.map_err(failed())?,
+        }
         waiting.borrow_mut().turn(Instant::now(), |held, last| {
             loaded.reinject(held.ifindex, &held.frame, last).unwrap_or_else(|error| {
                 tracing::debug!(%error, ifindex = held.ifindex, "can't put a fragment back");

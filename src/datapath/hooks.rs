@@ -1,10 +1,11 @@
 //! The hooks of an interface: which one packets are taken at, attaching, replacing, detaching.
 //!
-//! TC's filter is on every interface, since XDP hands over to it what it can't send on. XDP's
+//! TC's filter is on every interface, since XDP hands over to it what it can't send on; those that
+//! have VIPs have one on egress too, which keeps the stack silent without a lease. XDP's
 //! program is on those where it is chosen, by a link that is pinned, so that it outlives the
 //! daemon; the next one replaces the program in the link, and no packet goes by in between.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -12,7 +13,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
-use libbpf_rs::{TC_INGRESS, TcHook, TcHookBuilder, libbpf_sys};
+use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder, libbpf_sys};
 use serde::{Deserialize, Serialize};
 
 use super::bpffs;
@@ -75,11 +76,12 @@ pub struct Chosen {
 pub(super) struct Hooks {
     choice: Choice,
     attached: HashMap<u32, Chosen>,
+    egress: HashSet<u32>,
 }
 
 impl Hooks {
     pub(super) fn new(choice: Choice) -> Self {
-        Self { choice, attached: HashMap::new() }
+        Self { choice, ..Self::default() }
     }
 
     /// Follows the configuration, on each interface that has a hook. Where one refuses, everything
@@ -113,7 +115,7 @@ impl Hooks {
         let nic = Nic::read(ifindex).map_err(Error::io("look at an interface"))?;
         let mut chosen = choose(self.choice, &nic);
         // First, since XDP hands over to it.
-        attach_tc(loaded, ifindex)?;
+        attach_filter(loaded.tc().as_fd(), ifindex, TC_INGRESS)?;
         if chosen.hook == Hook::Xdp {
             match attach_xdp(loaded, ifindex) {
                 Ok(()) => {}
@@ -142,6 +144,17 @@ impl Hooks {
             "datapath attached"
         );
         self.attached.insert(ifindex, chosen);
+        Ok(())
+    }
+
+    /// Sees to it that what leaves an interface that has VIPs is looked at.
+    pub(super) fn attach_egress(&mut self, loaded: &Loaded, ifindex: u32) -> Result<(), Error> {
+        // One of an earlier daemon is replaced: its gate may be another.
+        if self.egress.contains(&ifindex) && has_filter(ifindex, bpffs::LAYOUT, TC_EGRESS) {
+            return Ok(());
+        }
+        attach_filter(loaded.egress().as_fd(), ifindex, TC_EGRESS)?;
+        self.egress.insert(ifindex);
         Ok(())
     }
 
@@ -297,10 +310,10 @@ pub(super) fn detach_all() -> Result<(), Error> {
     failed.map_or(Ok(()), Err)
 }
 
-/// Attaches the TC hook, in the place of the one that is there, if any.
-fn attach_tc(loaded: &Loaded, ifindex: u32) -> Result<(), Error> {
+/// Attaches a TC filter, in the place of the one that is there, if any.
+fn attach_filter(program: BorrowedFd<'_>, ifindex: u32, point: TcAttachPoint) -> Result<(), Error> {
     let failed = || Error::bpf(format!("attach to interface {}", nic::name(ifindex)));
-    let mut hook = tc_hook(loaded.tc().as_fd(), ifindex, bpffs::LAYOUT);
+    let mut hook = tc_hook(program, ifindex, bpffs::LAYOUT, point);
     hook.create().map_err(failed())?;
     hook.attach().map(drop).map_err(failed())
 }
@@ -310,10 +323,15 @@ pub fn detach_tc(ifindex: u32) -> Result<(), Error> {
     detach_layout(ifindex, bpffs::LAYOUT)
 }
 
-/// The same of the filter of any layout.
+/// The same of the filters of any layout.
 pub(super) fn detach_layout(ifindex: u32, layout: u32) -> Result<(), Error> {
-    let failed = Error::bpf(format!("detach from interface {}", nic::name(ifindex)));
-    bare_hook(ifindex, layout).detach().map_err(failed)
+    let failed = || Error::bpf(format!("detach from interface {}", nic::name(ifindex)));
+    for point in [TC_INGRESS, TC_EGRESS] {
+        if has_filter(ifindex, layout, point) {
+            bare_hook(ifindex, layout, point).detach().map_err(failed())?;
+        }
+    }
+    Ok(())
 }
 
 /// The layouts whose TC filters the interface has.
@@ -325,22 +343,26 @@ fn has_tc(ifindex: u32) -> bool {
     has_layout(ifindex, bpffs::LAYOUT)
 }
 
-/// Whether the interface has the TC filter of a layout.
+/// Whether packets come to the TC filter of a layout on the interface.
 pub(super) fn has_layout(ifindex: u32, layout: u32) -> bool {
-    bare_hook(ifindex, layout).query().is_ok()
+    has_filter(ifindex, layout, TC_INGRESS)
 }
 
-fn bare_hook(ifindex: u32, layout: u32) -> TcHook {
+fn has_filter(ifindex: u32, layout: u32, point: TcAttachPoint) -> bool {
+    bare_hook(ifindex, layout, point).query().is_ok()
+}
+
+fn bare_hook(ifindex: u32, layout: u32, point: TcAttachPoint) -> TcHook {
     quiet();
     // The descriptor matters to attaching alone; any will do.
-    tc_hook(io::stdin().as_fd(), ifindex, layout)
+    tc_hook(io::stdin().as_fd(), ifindex, layout, point)
 }
 
-fn tc_hook(program: BorrowedFd<'_>, ifindex: u32, layout: u32) -> TcHook {
+fn tc_hook(program: BorrowedFd<'_>, ifindex: u32, layout: u32, point: TcAttachPoint) -> TcHook {
     let mut builder = TcHookBuilder::new(program);
     let priority = TC_PRIORITY - layout;
     builder.ifindex(ifindex as i32).replace(true).handle(TC_HANDLE).priority(priority);
-    builder.hook(TC_INGRESS)
+    builder.hook(point)
 }
 
 /// Attaches the XDP hook in driver mode: into the link that is pinned, if it is there and alive.

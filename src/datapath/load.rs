@@ -7,11 +7,12 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use baton_ha::lease;
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{MapCore as _, MapHandle, ProgramInput};
 
 use super::bpffs;
-use super::clock::Clock;
+use super::clock::{Clock, Sighting, Tick};
 use super::gate::Gate;
 use super::hooks;
 use super::mapped::Mapped;
@@ -199,6 +200,29 @@ impl Loaded {
         Ok(Clock::between(first, self.reading()?))
     }
 
+    /// How the kernel's clocks follow from this process's.
+    pub(super) fn tick(&self, clock: Clock) -> Result<Tick, Error> {
+        /// A jiffy of the slowest clock, and some time to spare.
+        const LONGEST: u64 = 15_000_000;
+        let first = self.sighting()?;
+        let tick = Tick::new(clock, first);
+        // Until the next jiffy begins, whose beginning is then known.
+        loop {
+            let sighting = self.sighting()?;
+            tick.note(sighting);
+            let began = sighting.kernel.jiffies != first.kernel.jiffies;
+            if began || sighting.after.saturating_sub(first.after) > LONGEST {
+                return Ok(tick);
+            }
+        }
+    }
+
+    pub(super) fn sighting(&self) -> Result<Sighting, Error> {
+        let before = lease::now();
+        let kernel = self.reading()?;
+        Ok(Sighting { before, kernel, after: lease::now() })
+    }
+
     /// The jiffies now.
     pub fn jiffies(&self) -> Result<u64, Error> {
         Ok(self.reading()?.jiffies)
@@ -252,6 +276,11 @@ impl Loaded {
     /// The TC program, for tests that run it on packets of theirs.
     pub fn tc(&self) -> &libbpf_rs::ProgramMut<'static> {
         &self.skeleton.progs.baton_tc
+    }
+
+    /// The program on egress, the same.
+    pub fn egress(&self) -> &libbpf_rs::ProgramMut<'static> {
+        &self.skeleton.progs.baton_egress
     }
 
     /// The XDP program, the same.

@@ -38,6 +38,18 @@ impl Mapped<types::gate> {
         // SAFETY: the mapping lives as long as `self`, and the field is aligned to its size.
         unsafe { AtomicU64::from_ptr(&raw mut (*self.page.as_ptr()).open_until) }
     }
+
+    /// The same in nanoseconds of the kernel's monotonic clock.
+    pub(super) fn open_until_ns(&self) -> &AtomicU64 {
+        // SAFETY: the mapping lives as long as `self`, and the field is aligned to its size.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.page.as_ptr()).open_until_ns) }
+    }
+
+    /// Under which fencing number.
+    pub(super) fn epoch(&self) -> &AtomicU64 {
+        // SAFETY: the mapping lives as long as `self`, and the field is aligned to its size.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.page.as_ptr()).epoch) }
+    }
 }
 
 impl Mapped<types::reporting> {

@@ -50,17 +50,16 @@ mod ways;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use baton_ha::config::Vip;
 
 use self::claim::Claim;
-use self::clock::Clock;
+use self::clock::{Clock, Tick};
 use self::collector::{Collector, FlowCounts};
 use self::counters::Counters;
 use self::drain::Drain;
 use self::fragments::Fragments;
-use self::gate::Gate;
+use self::gate::{Gate, Gates};
 use self::hooks::{Choice, Chosen, Hooks};
 use self::load::{Error, Loaded, Sizes};
 use self::maps::Maps;
@@ -71,19 +70,15 @@ use self::sessions::{Ended, Sessions, Wanted};
 use self::sweep::Sweeper;
 use crate::pool::Pool;
 
-/// How long the gate stays open without being renewed.
-pub const LEASE: Duration = Duration::from_secs(1);
-
 /// The running datapath. Dropping it leaves what is in the kernel as it is: flows go on for as
 /// long as the gate is open.
 #[derive(Debug)]
 pub struct Datapath {
     loaded: Loaded,
     maps: Arc<Maps>,
-    gate: Gate,
-    /// Of older versions whose flows are drained.
-    old_gates: Vec<Arc<Gate>>,
+    gate: Arc<Gate>,
     clock: Clock,
+    tick: Arc<Tick>,
     sweeper: Arc<Sweeper>,
     collector: Collector,
     /// Works by itself.
@@ -131,12 +126,14 @@ impl State {
 
 impl Datapath {
     /// Loads the datapath, or takes over what an earlier daemon left, and serves the pools whose
-    /// packets stay in the kernel.
+    /// packets stay in the kernel. Nobody is answered for the VIPs from here on but while the lease
+    /// holds that opens the gates.
     pub fn start(
         sizes: Sizes,
         hook: Choice,
         pools: &[Arc<Pool>],
         vips: &[Vip],
+        gates: &Gates,
     ) -> Result<Self, Error> {
         let claim = Claim::take()?;
         let loaded = Loaded::pinned(sizes)?;
@@ -151,12 +148,15 @@ impl Datapath {
             .map_err(Error::io("start the collector"))?;
         let fragments = Fragments::start(loaded.clone())
             .map_err(Error::io("start the thread that holds fragments"))?;
+        let (gate, tick) = (Arc::new(loaded.gate()?), Arc::new(loaded.tick(clock)?));
+        let of_old = drain.gates().into_iter();
+        gates.hang(of_old.chain([Arc::clone(&gate)]).collect(), Arc::clone(&tick));
         let datapath = Self {
-            gate: loaded.gate()?,
-            old_gates: drain.gates(),
+            gate,
             loaded,
             maps,
             clock,
+            tick,
             sweeper,
             collector,
             _fragments: fragments,
@@ -177,6 +177,10 @@ impl Datapath {
             self.revision.fetch_add(1, Ordering::Release);
         }
         state.interfaces = applied.interfaces.into_iter().collect();
+        // First: what is asked here is answered there.
+        for ifindex in applied.of_vips {
+            state.hooks.attach_egress(&self.loaded, ifindex)?;
+        }
         for ifindex in state.interfaces.clone() {
             state.hooks.attach(&self.loaded, ifindex)?;
         }
@@ -196,23 +200,15 @@ impl Datapath {
         state.follow_ways(&self.maps)
     }
 
-    /// Opens the gate for [`LEASE`] from now on. To be called often enough while Active.
-    pub fn renew_lease(&self) -> Result<(), Error> {
-        let now = self.loaded.jiffies()?;
-        let (opens, until) = (self.gate.deadline_jiffies() <= now, now + self.clock.jiffies(LEASE));
-        self.gate.open_until(until);
-        self.old_gates.iter().for_each(|gate| gate.open_until(until));
+    /// Looks at the kernel's clock, by which the lease is timed, and at what the flows have become:
+    /// to be called now and then, with whether this node has just become Active.
+    pub fn tend(&self, opened: bool) -> Result<(), Error> {
+        self.tick.note(self.loaded.sighting()?);
         // Of the flows that it has by now, some may have backends that left before.
-        if opens {
+        if opened {
             self.collector.look_at_all();
         }
         Ok(())
-    }
-
-    /// Closes the gate.
-    pub fn end_lease(&self) {
-        self.gate.close();
-        self.old_gates.iter().for_each(|gate| gate.close());
     }
 
     /// What it does at this moment. Tens of system calls and more: not for every packet.
@@ -221,6 +217,7 @@ impl Datapath {
         Ok(Report {
             hooks: hooks.into_iter().map(|(ifindex, hook)| (nic::name(ifindex), hook)).collect(),
             gate_open: self.loaded.jiffies()? < self.gate.deadline_jiffies(),
+            gate_epoch: self.gate.epoch(),
             flows: self.collector.counted(),
             most_flows: self.maps.flows.capacity(),
             most_half_open_flows: self.maps.half_flows.capacity(),
@@ -281,6 +278,8 @@ pub struct Report {
     pub hooks: BTreeMap<String, Chosen>,
     /// Whether packets may pass.
     pub gate_open: bool,
+    /// Under which fencing number they passed last.
+    pub gate_epoch: u64,
     /// How many flows there are.
     pub flows: FlowCounts,
     /// The most established ones there may be.

@@ -65,6 +65,8 @@ pub(super) struct Registry {
 pub(super) struct Applied {
     /// Interfaces that packets of ours come by.
     pub(super) interfaces: HashSet<u32>,
+    /// Those among them that have VIPs.
+    pub(super) of_vips: HashSet<u32>,
     /// Whether a backend has gone or is down, whose flows are to be ended.
     pub(super) left: bool,
     /// Whether a number was given out or taken back.
@@ -154,7 +156,9 @@ impl Registry {
     /// from the far end (servers, backends, schedule, service) to the near one (the VIP and port
     /// that clients use), what goes the other way round.
     pub(super) fn apply(&mut self, pools: &[Arc<Pool>], vips: &[Vip]) -> Result<Applied, Error> {
-        let mut applied = Applied::default();
+        let named = |vip: &Vip| routes::interface_named(&vip.interface).ok();
+        let of_vips: HashSet<u32> = vips.iter().filter_map(named).collect();
+        let mut applied = Applied { interfaces: of_vips.clone(), of_vips, ..Applied::default() };
         let pools: Vec<_> = pools.iter().filter(|pool| pool.service.mode.is_in_kernel()).collect();
         let write = || Error::bpf("write the datapath's tables");
         self.remove_services(&pools).map_err(write())?;
@@ -166,7 +170,6 @@ impl Registry {
             let id = self.service_number(service)?;
             let interface = vips.iter().find(|vip| vip.address == service.vip());
             let interface = interface.and_then(|vip| routes::interface_named(&vip.interface).ok());
-            applied.interfaces.extend(interface);
             let mut entries = Vec::new();
             let before = self.states_before(id, pool).map_err(write())?;
             let states = states(pool, &before);

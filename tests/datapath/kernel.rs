@@ -2,12 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use baton::datapath::gate::Gate;
+use baton::datapath::gate::{Deadline, Gate};
 use baton::datapath::load::{Loaded, Sizes};
 use baton::datapath::maps::Maps;
 use baton::datapath::skeleton::types;
 use baton::maglev;
-use libbpf_rs::ProgramInput;
+use libbpf_rs::{ProgramInput, ProgramMut};
 
 use crate::icmp::is_icmp;
 use crate::packet::{Packet, carried};
@@ -55,13 +55,29 @@ impl Kernel {
         let loaded =
             Loaded::unpinned(Sizes { flows, half_open_flows, affinities: 64 }).expect("loaded");
         let (maps, gate) = (loaded.maps().expect("maps"), loaded.gate().expect("a gate"));
-        gate.open_until(loaded.jiffies().expect("jiffies") + LONG);
-        Self { loaded, maps, gate, backends: 0 }
+        let kernel = Self { loaded, maps, gate, backends: 0 };
+        kernel.open_gate();
+        kernel
+    }
+
+    /// For as long as a test takes.
+    pub(crate) fn open_gate(&self) {
+        let (jiffies, nanoseconds) = (self.jiffies() + LONG, u64::MAX / 4);
+        self.gate.open_until(Deadline { jiffies, nanoseconds });
     }
 
     /// Runs the collector's program on what is in `sweep`.
     pub(crate) fn collect(&self) {
         self.loaded.collect().expect("collected");
+    }
+
+    /// VIPs without a service.
+    pub(crate) fn vips(&self, addresses: &[&str]) {
+        for address in addresses {
+            let address: IpAddr = address.parse().unwrap();
+            let vip = types::address_use::ADDRESS_VIP.0;
+            self.maps.addresses.set(&address.into(), &vip).unwrap();
+        }
     }
 
     pub(crate) fn jiffies(&self) -> u64 {
@@ -181,12 +197,7 @@ impl Kernel {
 
     /// What the TC hook does with bytes: its verdict and the bytes after it.
     pub(crate) fn run(&self, bytes: &[u8]) -> (u32, Vec<u8>) {
-        let mut out = vec![0; bytes.len() + 256];
-        let input =
-            ProgramInput { data_in: Some(bytes), data_out: Some(&mut out), ..Default::default() };
-        let output = self.loaded.tc().test_run(input).expect("the kernel takes the packet");
-        let data = output.data.map(|data| data.to_vec()).unwrap_or_default();
-        (output.return_value, data)
+        run(self.loaded.tc(), bytes)
     }
 
     /// What the XDP hook does with bytes that come by an interface of this thread's namespace: its
@@ -209,8 +220,17 @@ impl Kernel {
 
     /// The same for bytes that may be no packet.
     pub(crate) fn fate_of_bytes(&self, bytes: &[u8]) -> Fate {
+        self.fate_by(bytes, self.loaded.tc())
+    }
+
+    /// What becomes of what the stack sends.
+    pub(crate) fn sends(&self, bytes: &[u8]) -> Fate {
+        self.fate_by(bytes, self.loaded.egress())
+    }
+
+    fn fate_by(&self, bytes: &[u8], program: &ProgramMut<'_>) -> Fate {
         let before = self.all_drops();
-        let (verdict, out) = self.run(bytes);
+        let (verdict, out) = run(program, bytes);
         let after = self.all_drops();
         let counted: Vec<u32> = (0..after.len())
             .flat_map(|at| (before[at]..after[at]).map(move |_| at as u32))
@@ -252,4 +272,14 @@ impl Kernel {
     pub(crate) fn flows(&self) -> Vec<(types::flow_key, types::flow)> {
         self.maps.flows.slices(256).unwrap().collect()
     }
+}
+
+/// What a TC program does with bytes.
+fn run(program: &ProgramMut<'_>, bytes: &[u8]) -> (u32, Vec<u8>) {
+    let mut out = vec![0; bytes.len() + 256];
+    let input =
+        ProgramInput { data_in: Some(bytes), data_out: Some(&mut out), ..Default::default() };
+    let output = program.test_run(input).expect("the kernel takes the packet");
+    let data = output.data.map(|data| data.to_vec()).unwrap_or_default();
+    (output.return_value, data)
 }

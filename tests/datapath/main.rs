@@ -12,6 +12,7 @@ mod golden;
 mod hostile;
 mod icmp;
 mod kernel;
+mod lease;
 mod leave;
 mod limits;
 mod live;

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use baton::datapath::gate::Gate;
+use baton::datapath::gate::{Deadline, Gate};
 use baton::datapath::load::{Loaded, Sizes};
 use baton::datapath::maps::{Maps, Table};
 use baton::datapath::record::Record;
 use baton::datapath::skeleton::types::{self, backend_state, drop_reason};
 use baton::maglev;
+use baton_ha::lease;
 use libbpf_rs::ProgramInput;
 use nix::net::if_::if_nametoindex;
 
@@ -224,12 +225,13 @@ impl Kernel {
     }
 
     pub(crate) fn set_gate(&self, open: bool) {
-        if open {
-            self.gate.open_until(self.jiffies() + LONG);
+        let now = lease::now();
+        self.gate.open_until(if open {
+            Deadline { jiffies: self.jiffies() + LONG, nanoseconds: u64::MAX / 4 }
         } else {
             // By itself: nobody renews it.
-            self.gate.open_until(self.jiffies());
-        }
+            Deadline { jiffies: self.jiffies(), nanoseconds: now }
+        });
     }
 
     pub(crate) fn set_state(&mut self, id: u16, state: backend_state) {

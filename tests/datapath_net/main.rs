@@ -9,6 +9,7 @@ mod dante;
 mod dsr;
 mod fragments;
 mod hooks;
+mod lease;
 mod load;
 mod modes;
 mod net;

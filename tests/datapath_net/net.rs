@@ -31,6 +31,12 @@ pub(crate) struct Net {
     hook: &'static str,
     /// Room in the flow table; for the next start of the relay.
     pub(crate) flows: u32,
+    /// Between two adverts; its lease is 2¾ times as long.
+    pub(crate) interval: Duration,
+    /// Seconds for which the kernel keeps a VIP that is not refreshed, if not the usual ones.
+    pub(crate) valid_lft: Option<u32>,
+    /// Seconds by which the relay's monotonic clock is ahead, in a time namespace of its own.
+    pub(crate) time_offset: Option<&'static str>,
 }
 
 /// The hooks that tests of packets are run on.
@@ -86,7 +92,10 @@ impl Net {
         // Here, so that it is not gone with the mount namespace of `ip netns exec`.
         bpffs::mount_bpffs().expect("a bpffs");
         let folder = tempfile::tempdir().unwrap();
-        let net = Self { prefix, folder, relay: None, hook: "auto", flows: 4096 };
+        let interval = Duration::from_millis(200);
+        let (hook, flows, valid_lft, time_offset) = ("auto", 4096, None, None);
+        let net =
+            Self { prefix, folder, relay: None, hook, flows, interval, valid_lft, time_offset };
         for node in NODES {
             let netns = Netns::create(&net.name(node)).expect("a namespace");
             // Usable at once.
@@ -169,9 +178,11 @@ impl Net {
     pub(crate) fn write_config(&self, services: &str) -> PathBuf {
         let text = format!(
             "[node]\nname = \"relay\"\ncontrol = \"{}\"\nworkers = 1\n\
-             [election]\nvrid = 51\npriority = 255\n\
+             [election]\nvrid = 51\npriority = 255\nadvert_interval = \"{}ms\"\n{}\
              [datapath]\nflows = {}\nhalf_open_flows = 1024\nhook = \"{}\"\n{VIPS}{services}",
             self.socket().display(),
+            self.interval.as_millis(),
+            self.valid_lft.map_or(String::new(), |s| format!("valid_lft = \"{s}s\"\n")),
             self.flows,
             self.hook
         );
@@ -233,9 +244,18 @@ impl Net {
             .append(true)
             .open(self.folder.path().join("log"))
             .unwrap();
-        let child = self
-            .node("relay")
-            .command(env!("CARGO_BIN_EXE_baton"))
+        let relay = self.node("relay");
+        let mut command = match self.time_offset {
+            None => relay.command(env!("CARGO_BIN_EXE_baton")),
+            Some(offset) => {
+                // The process that unshares is not in it: its child is, and dies with it.
+                let mut command = relay.command("unshare");
+                command.args(["--time", "--monotonic", offset, "--fork", "--kill-child"]);
+                command.arg(env!("CARGO_BIN_EXE_baton"));
+                command
+            }
+        };
+        let child = command
             .args(["run", "-c"])
             .arg(&file)
             .stdin(Stdio::null())
@@ -315,8 +335,9 @@ impl Net {
     /// Opens the gate of a relay whose daemon has gone, for good.
     pub(crate) fn open_gate(&self) {
         let map = MapHandle::from_pinned_path(self.pins().join("gate")).unwrap();
-        let gate = types::gate { open_until: u64::MAX / 4, epoch: 0 };
-        let bytes = [gate.open_until.to_ne_bytes(), gate.epoch.to_ne_bytes()].concat();
+        let types::gate { open_until, epoch, open_until_ns } =
+            types::gate { open_until: u64::MAX / 4, epoch: 0, open_until_ns: u64::MAX / 4 };
+        let bytes = [open_until, epoch, open_until_ns].map(u64::to_ne_bytes).concat();
         map.update(&0_u32.to_ne_bytes(), &bytes, MapFlags::ANY).unwrap();
     }
 

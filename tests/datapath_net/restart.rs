@@ -53,7 +53,7 @@ fn after_a_kill_there_is_silence() {
     client.ip(&format!("neigh replace 10.77.0.100 lladdr {mac} dev front nud permanent")).unwrap();
     relay.ip("addr add 10.77.0.100/32 dev lo").unwrap();
     net.end_relay(Signal::SIGKILL);
-    // The lease is one second. From then on: no answer, least of all a refusal.
+    // The lease is 550 ms. From then on: no answer, least of all a refusal.
     std::thread::sleep(Duration::from_millis(1500));
     let error = connect(&client, VIP, Duration::from_millis(300)).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");

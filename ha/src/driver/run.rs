@@ -57,6 +57,8 @@ pub(super) struct Driver {
     active_lease: Option<(PeerPlace, Instant)>,
     /// The highest that was heard of, or used.
     epoch: u64,
+    /// The one under which this node is Active.
+    holding: Option<u64>,
     timer: Timer,
     commands: mpsc::Receiver<Command>,
     handles_gone: bool,
@@ -142,6 +144,7 @@ impl Driver {
             peer_events,
             active_lease: None,
             epoch: 0,
+            holding: None,
             node: Node::new(&config),
             lease,
             netlink,

@@ -11,6 +11,7 @@
 #include "frag.h"
 #include "gate.h"
 #include "icmp.h"
+#include "lease.h"
 #include "leave.h"
 #include "parse.h"
 #include "plan.h"
@@ -213,9 +214,12 @@ static __always_inline int read_packet(void *data, void *end, __u32 size, struct
 {
 	int verdict = parse(data, end, size, packet);
 
-	if (verdict == VERDICT_PASS && !closed && is_icmp(packet))
-		return parse_error(data, end, size, packet);
-	return verdict;
+	if (verdict != VERDICT_PASS)
+		return verdict;
+	verdict = check_question(data, end, packet);
+	if (verdict != GO_ON)
+		return verdict;
+	return !closed && is_icmp(packet) ? parse_error(data, end, size, packet) : VERDICT_PASS;
 }
 
 static __always_inline int decide_packet(struct packet *packet, struct plan *plan, int closed,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
  * The gate: packets of VIPs and flows go through only while the lease holds. Userspace renews it
- * with one store into mapped memory; nobody has to close it: it closes by itself when nobody
+ * with stores into mapped memory; nobody has to close it: it closes by itself when nobody
  * renews. The map outlives the daemon.
  */
 #pragma once
@@ -13,6 +13,8 @@ struct gate {
 	__u64 open_until;
 	/* Who opened it (the fencing number of the lease); not looked at here. */
 	__u64 epoch;
+	/* The same moment as `open_until` or a little later, on the monotonic clock. */
+	__u64 open_until_ns;
 };
 
 /* In a section, so in a map, of its own: its place must not move with other variables. */
@@ -24,7 +26,15 @@ static __always_inline __u64 now_jiffies(void)
 	return bpf_jiffies64();
 }
 
+/* For what comes by the million. */
 static __always_inline int gate_is_closed(__u64 now)
 {
 	return (__s64)(gate.open_until - now) <= 0;
+}
+
+/* For what is rare, and says where the VIP is: exact, also where the CPU that counts jiffies does
+ * not run (a host that takes it away). */
+static __always_inline int lease_is_over(void)
+{
+	return (__s64)(gate.open_until_ns - bpf_ktime_get_ns()) <= 0;
 }

@@ -129,3 +129,14 @@ int baton_tc(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 }
+
+/* What this node sends, on interfaces that have a VIP: nothing in its name without a lease. */
+SEC("tc")
+int baton_egress(struct __sk_buff *skb)
+{
+	if (!gate_is_closed(now_jiffies()) ||
+	    !speaks_for_vip((void *)(long)skb->data, (void *)(long)skb->data_end))
+		return TC_ACT_UNSPEC;
+	drop(DROP_SENT_NO_LEASE);
+	return TC_ACT_SHOT;
+}

@@ -41,9 +41,16 @@ impl Driver {
     }
 
     fn send_advert(&mut self, priority: Priority) {
-        // Before the advert, from which a Backup counts.
-        if let Some(lease) = self.lease.as_ref().filter(|_| priority != Priority::YIELD) {
-            lease.renew(lease::length(self.config.advert_interval.duration()));
+        if priority != Priority::YIELD {
+            // The first of a time of being Active: it has a number of its own.
+            if self.holding.is_none() {
+                self.epoch += 1;
+                self.holding = Some(self.epoch);
+            }
+            // Before the advert, from which a Backup counts.
+            if let (Some(lease), Some(epoch)) = (&self.lease, self.holding) {
+                lease.renew(lease::length(self.config.advert_interval.duration()), epoch);
+            }
         }
         let (sent, failed) = self.ports.send_advert(priority);
         self.beat(Instant::now(), Some(priority));
@@ -74,6 +81,11 @@ impl Driver {
     }
 
     async fn remove_vips(&mut self) {
+        self.holding = None;
+        // At once; removing takes the kernel a while.
+        if let Some(lease) = &self.lease {
+            lease.close();
+        }
         self.asked.clear();
         let (result, others) = self.netlink.remove().await;
         self.deferred.extend(others);
@@ -113,7 +125,6 @@ impl Driver {
         }
         if to == State::Active {
             self.takeovers += u64::from(from != to);
-            self.epoch += u64::from(from != to);
             self.neighbors.none_active();
         }
         let (node, vrid) = (self.config.node.clone(), self.config.vrid);

@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use baton_ha::lease::{self, Gate as _};
 use nix::net::if_::if_nametoindex;
 
 use super::track::{Hook, Runs, Segment, Track, end_of};
 use super::{Case, Cost, FRAMES, Nanoseconds};
 use crate::config::Config;
+use crate::datapath::gate::Gates;
 use crate::datapath::hooks::{self, Choice};
 use crate::datapath::load::Sizes;
 use crate::datapath::skeleton::types;
@@ -22,6 +24,8 @@ use crate::lab::netns::Netns;
 use crate::lab::{Doing as _, LabError};
 use crate::pool::Pool;
 
+/// For how long the gate is opened for a round, in nanoseconds.
+const LEASE: u64 = 60_000_000_000;
 /// Flows that a table has room for at least.
 const FEWEST: u32 = 1024;
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 100);
@@ -72,6 +76,7 @@ struct Numbers {
 pub(super) struct Field {
     case: Case,
     datapath: Datapath,
+    gates: Gates,
     track: Track,
     numbers: Numbers,
     /// Flows in the table.
@@ -97,8 +102,9 @@ impl Field {
         pools.iter().for_each(|pool| pool.stand_unchecked());
         let vips = config.ha.as_ref().map_or(&[][..], |ha| &ha.vips);
         let sizes = Sizes { flows: most, half_open_flows: 256, affinities: 256 };
+        let gates = Gates::default();
         let datapath =
-            Datapath::start(sizes, Choice::Tc, &pools, vips).map_err(other).doing(doing)?;
+            Datapath::start(sizes, Choice::Tc, &pools, vips, &gates).map_err(other).doing(doing)?;
         let index = |name| if_nametoindex(name).map_err(std::io::Error::from).doing(doing);
         let ifindex = index(INTERFACE)?;
         let track = Track::new(ifindex, index(FAR_END)?)?;
@@ -106,7 +112,7 @@ impl Field {
         // What the XDP hook hands over instead of sending it on itself must be missed.
         hooks::detach_tc(ifindex).map_err(other).doing(doing)?;
         let numbers = Numbers::read(&datapath).map_err(other).doing(doing)?;
-        Ok(Self { case, datapath, track, numbers, filled: 0 })
+        Ok(Self { case, datapath, gates, track, numbers, filled: 0 })
     }
 
     /// Adds flows until there are so many.
@@ -181,7 +187,7 @@ impl Field {
         let (mut bare, mut added) = (Vec::new(), Vec::new());
         for round in 0..=rounds {
             check_signals()?;
-            self.datapath.renew_lease().map_err(other).doing("opening the gate")?;
+            self.gates.open(lease::now() + LEASE, 1);
             let mut batch = |runs| self.track.batch(hook, runs, FRAMES).map(nanoseconds);
             let nothing = batch(Runs::Bare)?;
             let written = batch(Runs::Written)?;
