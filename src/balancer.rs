@@ -511,6 +511,7 @@ fn with_channel(config: &Config) -> anyhow::Result<Option<HaConfig>> {
                 address: channel.address,
                 peers: channel.peers.clone(),
                 heartbeat: channel.heartbeat,
+                replicates: config.services.iter().any(|service| service.mode.is_in_kernel()),
             })
         }
     };

@@ -20,6 +20,10 @@ pub struct HaConfig {
     pub advert_interval: AdverInterval,
     /// Whether a Backup of higher priority takes over from a healthy Active.
     pub preempt: Preempt,
+    /// How long a node that has begun to listen claims nothing while it hears nothing.
+    pub startup_hold: Duration,
+    /// How long a node of higher priority waits for being in sync before it leaves the Active alone.
+    pub preempt_wait: Duration,
     /// The form of the IPv4 checksum that is sent; both are accepted.
     pub checksum: ChecksumForm,
     /// Where adverts are sent and heard. An advert on any of them keeps a Backup quiet.
@@ -52,6 +56,8 @@ pub struct ChannelConfig {
     pub peers: Vec<ChannelPeer>,
     /// How often a heartbeat is sent.
     pub heartbeat: Duration,
+    /// Whether flows are replicated on it: then they are awaited before the VIPs move.
+    pub replicates: bool,
 }
 
 /// Another node on the peer channel.

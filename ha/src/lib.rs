@@ -11,6 +11,7 @@
 //!   schedules. Pure: it never reads the clock, touches a socket or logs.
 //! * [`driver`]: the one loop on a real-time thread: sockets and clock ⇄ [`node::Node`]; it
 //!   logs and counts.
+//! * [`handover`]: the VIPs go from one node to another as a transaction. Pure.
 //! * [`channel`]: the authenticated, encrypted connection to each other node. Pure but for the
 //!   key's file.
 //! * [`lease`]: a guard process that removes the VIPs of a daemon that is dead or frozen.
@@ -23,6 +24,7 @@ pub mod announce;
 pub mod channel;
 pub mod config;
 pub mod driver;
+pub mod handover;
 pub mod io;
 pub mod lease;
 pub mod node;

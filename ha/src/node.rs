@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::config::{AnnounceConfig, Family, HaConfig};
 use crate::vrrp::Priority;
-use crate::vrrp::router::{self, Advert, Reason, RouterConfig, State, Transition, VirtualRouter};
+use crate::vrrp::router::{
+    self, Advert, PreemptBy, Reason, RouterConfig, State, Transition, VirtualRouter, Wish,
+};
 
 /// The shortest time between two attempts to put a VIP back, so that a fight with a network
 /// manager costs neither side much.
@@ -38,6 +40,12 @@ pub enum Input {
     Takeover,
     /// The operator wants this node not to be Active.
     Yield,
+    /// This node gives the VIPs to another, which knows.
+    Give(Wish),
+    /// Another node has given the VIPs to this one.
+    Take(Wish),
+    /// From now on, how this node preempts.
+    PreemptBy(PreemptBy),
     /// Another MAC address claims a VIP (ARP, NA).
     Rival,
     /// The VIPs have another MAC address now than they were announced with.
@@ -136,6 +144,7 @@ impl Node {
                 priority: config.priority,
                 advert_interval: config.advert_interval,
                 preempt: config.preempt,
+                startup_hold: config.startup_hold,
                 decides_ties: if config.paths.iter().any(|path| path.family == Family::V4) {
                     Family::V4
                 } else {
@@ -177,6 +186,11 @@ impl Node {
         self.router.outranked_by()
     }
 
+    /// Whether this node is Backup to an Active that it is to preempt by asking for the VIPs.
+    pub fn wants_to_preempt(&self) -> bool {
+        self.router.wants_to_preempt()
+    }
+
     /// Whether every VIP was configured and none was removed since.
     pub fn holds_vips(&self) -> bool {
         matches!(self.holding, Holding::Held(_))
@@ -203,6 +217,9 @@ impl Node {
             Input::ActiveGone(lease) => self.route(now, router::Input::ActiveGone(lease)),
             Input::Takeover => self.route(now, router::Input::Takeover),
             Input::Yield => self.route(now, router::Input::Yield),
+            Input::Give(wish) => self.route(now, router::Input::Give(wish)),
+            Input::Take(wish) => self.route(now, router::Input::Take(wish)),
+            Input::PreemptBy(way) => self.route(now, router::Input::PreemptBy(way)),
             Input::Rival | Input::Moved => self.rival(now),
             Input::Link { interface, usable } => {
                 if let Some(known) = self.links.get_mut(&interface) {

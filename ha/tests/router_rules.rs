@@ -78,6 +78,7 @@ fn router(priority: u8, preempt: Preempt) -> VirtualRouter {
         advert_interval: AdverInterval::from_duration(INTERVAL).unwrap(),
         preempt,
         decides_ties: Family::V4,
+        startup_hold: Duration::ZERO,
     })
 }
 
@@ -106,6 +107,7 @@ fn skew_is_not_rounded_to_centiseconds() {
         advert_interval: AdverInterval::from_centiseconds(1).unwrap(),
         preempt: Preempt::Enabled,
         decides_ties: Family::V4,
+        startup_hold: Duration::ZERO,
     });
     let start = Instant::now();
     let mut now = start;
@@ -330,4 +332,47 @@ fn a_claim_is_short_and_then_held() {
     }
     let claim = [(255, 0), (255, 10), (255, 20), (255, 30), (255, 40), (254, 50), (254, 150)];
     assert_eq!(sent, claim);
+}
+
+#[test]
+fn a_node_that_has_just_begun_to_listen_holds_back_and_a_lone_one_claims_after() {
+    let hold = Duration::from_secs(1);
+    let config = |priority| RouterConfig {
+        priority: Priority::new(priority),
+        advert_interval: AdverInterval::from_centiseconds(10).unwrap(),
+        preempt: Preempt::Enabled,
+        decides_ties: Family::V4,
+        startup_hold: hold,
+    };
+    let begun = Instant::now();
+    let claimed_after = |router: &mut VirtualRouter, since: Instant| {
+        let mut now = since;
+        while router.state() == State::Backup {
+            now = router.poll_timeout().unwrap();
+            router.handle_timeout(now);
+        }
+        now - since
+    };
+    let mut router = VirtualRouter::new(config(200));
+    router.handle_input(begun, Input::Startup);
+    assert_eq!(claimed_after(&mut router, begun), hold);
+    // The same when its links come back.
+    router.handle_input(begun + hold, Input::Fault);
+    router.handle_input(begun + 2 * hold, Input::Recovered);
+    assert_eq!(claimed_after(&mut router, begun + 2 * hold), hold);
+    // The address owner does not wait (RFC 9568 §6.4.1).
+    let mut owner = VirtualRouter::new(config(255));
+    owner.handle_input(begun, Input::Startup);
+    assert_eq!(owner.state(), State::Active);
+    // What it hears counts more: an Active that yields is followed at once.
+    let mut router = VirtualRouter::new(config(200));
+    router.handle_input(begun, Input::Startup);
+    let yielded = Advert {
+        source: "10.77.0.2".parse().unwrap(),
+        local: "10.77.0.3".parse().unwrap(),
+        priority: Priority::YIELD,
+        interval: AdverInterval::from_centiseconds(10).unwrap(),
+    };
+    router.handle_input(begun, Input::Advert(yielded));
+    assert!(claimed_after(&mut router, begun) < Duration::from_millis(30));
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use baton_ha::config::Family;
 use baton_ha::vrrp::router::{
-    Advert, CLAIM_ADVERTS, Input, Output, RouterConfig, Transition, VirtualRouter,
+    Advert, CLAIM_ADVERTS, Input, Output, PreemptBy, RouterConfig, Transition, VirtualRouter, Wish,
 };
 use baton_ha::vrrp::{AdverInterval, Preempt, Priority};
 
@@ -26,6 +26,7 @@ enum Situation {
     Faulty,
     Backup,
     BackupPreempting,
+    BackupAsking,
     BackupOfYielded,
     BackupNoPreempt,
     BackupDeferring,
@@ -39,12 +40,13 @@ enum Situation {
     HeldUndisputed,
 }
 
-const SITUATIONS: [(Situation, &str); 16] = [
+const SITUATIONS: [(Situation, &str); 17] = [
     (Situation::Stopped, "initialize, not started"),
     (Situation::StoppedFaulty, "initialize, not started, with a fault"),
     (Situation::Faulty, "initialize, started, with a fault"),
     (Situation::Backup, "backup of an Active of priority 100, Preempt_Mode on"),
     (Situation::BackupPreempting, "backup that has heard an Active of priority 99"),
+    (Situation::BackupAsking, "backup that has heard an Active of priority 99, and is to ask it"),
     (Situation::BackupOfYielded, "backup that has heard priority 0"),
     (Situation::BackupNoPreempt, "backup of an Active of priority 99, Preempt_Mode off"),
     (Situation::BackupDeferring, "backup after the operator's yield, Preempt_Mode on"),
@@ -72,6 +74,7 @@ impl Situation {
             | Situation::Faulty
             | Situation::Backup
             | Situation::BackupPreempting
+            | Situation::BackupAsking
             | Situation::BackupOfYielded
             | Situation::BackupDeferring
             | Situation::BackupDeferred
@@ -100,6 +103,10 @@ impl Situation {
             }
             Situation::Backup => bench.start_and_hear(100, LESS),
             Situation::BackupPreempting | Situation::BackupNoPreempt => {
+                bench.start_and_hear(99, LESS);
+            }
+            Situation::BackupAsking => {
+                bench.input(Input::PreemptBy(PreemptBy::Asking));
                 bench.start_and_hear(99, LESS);
             }
             Situation::BackupOfYielded => bench.start_and_hear(0, LESS),
@@ -156,6 +163,7 @@ impl Bench {
             advert_interval: AdverInterval::from_duration(INTERVAL).unwrap(),
             preempt,
             decides_ties: Family::V4,
+            startup_hold: Duration::ZERO,
         };
         Self { router: VirtualRouter::new(config), now: Instant::now(), outputs: Vec::new() }
     }
@@ -228,6 +236,12 @@ fn advert(priority: u8, source: &str) -> Input {
 /// Leases of an Active that is gone: shorter, and longer, than the Backup would wait anyway.
 const GONE: [Duration; 2] = [Duration::from_millis(30), Duration::from_secs(9)];
 
+const WISHES: [Wish; 3] = [Wish::Takeover, Wish::Yield, Wish::Preempt];
+
+fn next_wish(wish: Wish) -> Option<Wish> {
+    WISHES.into_iter().skip_while(|other| *other != wish).nth(1)
+}
+
 /// The input that comes after this one in the table; every variant has its place.
 fn next_input(input: &Input) -> Option<Input> {
     const ADVERTS: [(u8, &str); 10] = [
@@ -250,7 +264,16 @@ fn next_input(input: &Input) -> Option<Input> {
         Input::Fault => Some(Input::Recovered),
         Input::Recovered => Some(Input::ActiveGone(GONE[0])),
         Input::ActiveGone(lease) if *lease == GONE[0] => Some(Input::ActiveGone(GONE[1])),
-        Input::ActiveGone(_) => Some(advert(ADVERTS[0].0, ADVERTS[0].1)),
+        Input::ActiveGone(_) => Some(Input::Give(WISHES[0])),
+        Input::Give(wish) => Some(match next_wish(*wish) {
+            Some(wish) => Input::Give(wish),
+            None => Input::Take(WISHES[0]),
+        }),
+        Input::Take(wish) => Some(match next_wish(*wish) {
+            Some(wish) => Input::Take(wish),
+            None => Input::PreemptBy(PreemptBy::Asking),
+        }),
+        Input::PreemptBy(_) => Some(advert(ADVERTS[0].0, ADVERTS[0].1)),
         Input::Advert(_) => {
             let at = ADVERTS.iter().position(|(p, s)| advert(*p, s) == *input).unwrap();
             ADVERTS.get(at + 1).map(|(priority, source)| advert(*priority, source))
@@ -318,6 +341,9 @@ fn input_name(input: &Input) -> String {
         Input::Fault => "fault".into(),
         Input::Recovered => "recovered".into(),
         Input::ActiveGone(lease) => format!("active gone, lease {lease:?}"),
+        Input::Give(wish) => format!("give, {wish:?}"),
+        Input::Take(wish) => format!("take, {wish:?}"),
+        Input::PreemptBy(way) => format!("preempt by {way:?}"),
         Input::Advert(advert) => {
             let address = match advert.source.cmp(&advert.local) {
                 std::cmp::Ordering::Less => "less",

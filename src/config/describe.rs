@@ -293,6 +293,8 @@ fn election_json(ha: &HaConfig) -> Value {
         "vrid": ha.vrid.value(),
         "priority": ha.priority.value(),
         "preempt": ha.preempt == Preempt::Enabled,
+        "preempt_wait_ms": millis(ha.preempt_wait),
+        "startup_hold_ms": millis(ha.startup_hold),
         "advert_interval_ms": millis(ha.advert_interval.duration()),
         "active_down_interval_us":
             (!owner).then(|| u64::try_from(active_down_interval(ha).as_micros()).ok()),

@@ -19,6 +19,8 @@ use super::vips;
 const INTERVAL: RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_millis(40_950);
 const VALID_LFT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+const STARTUP_HOLD: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+const PREEMPT_WAIT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 /// Most interfaces on which adverts travel.
 const MOST_INTERFACES: usize = 64;
 /// Most announcements after a claim.
@@ -82,6 +84,8 @@ pub(super) fn read(
         priority: settings.priority,
         advert_interval: settings.advert_interval,
         preempt: settings.preempt,
+        startup_hold: settings.startup_hold,
+        preempt_wait: settings.preempt_wait,
         checksum: settings.checksum,
         paths,
         vips,
@@ -100,6 +104,8 @@ struct Settings {
     vrid: Option<Vrid>,
     priority: Priority,
     preempt: Preempt,
+    preempt_wait: Duration,
+    startup_hold: Duration,
     advert_interval: AdverInterval,
     transport: Kind,
     checksum: ChecksumForm,
@@ -113,6 +119,8 @@ impl Settings {
         let vrid = section.require("vrid", "51", value::integer(1..=u8::MAX));
         let priority = section.take("priority", value::integer(1..=u8::MAX));
         let preempt = section.take("preempt", value::boolean);
+        let preempt_wait = section.take("preempt_wait", value::duration(PREEMPT_WAIT));
+        let startup_hold = section.take("startup_hold", value::duration(STARTUP_HOLD));
         let advert_interval = section.take("advert_interval", advert_interval);
         let transport = section.take(
             "transport",
@@ -144,6 +152,8 @@ impl Settings {
                 true => Preempt::Enabled,
                 false => Preempt::Disabled,
             },
+            preempt_wait: preempt_wait.map_or(DEFAULT_PREEMPT_WAIT, |at| at.value),
+            startup_hold: startup_hold.map_or(DEFAULT_STARTUP_HOLD, |at| at.value),
             advert_interval,
             transport: transport.map_or(Kind::Multicast, |at| at.value),
             checksum: checksum.map_or(DEFAULT_CHECKSUM, |at| at.value),
@@ -159,6 +169,13 @@ impl Settings {
 fn default_interval() -> AdverInterval {
     AdverInterval::from_centiseconds(10).expect("10 is within 1 to 4095")
 }
+
+/// A million flows are there in seconds: who is not in sync after this has another trouble.
+const DEFAULT_PREEMPT_WAIT: Duration = Duration::from_secs(60);
+
+/// A switch that has just seen a link come up may not forward yet, and an Active that advertises
+/// every 100 ms is heard ten times by then.
+const DEFAULT_STARTUP_HOLD: Duration = Duration::from_secs(1);
 
 /// keepalived's own form, and FRR's, for IPv4; this side accepts both.
 const DEFAULT_CHECKSUM: ChecksumForm = ChecksumForm::PseudoHeader;
@@ -315,6 +332,8 @@ pub(super) mod tests {
         let ha = ha(&[], "", &[("10.77.0.100/24", "front")]);
         assert_eq!(ha.priority, Priority::new(100));
         assert_eq!(ha.preempt, Preempt::Enabled);
+        assert_eq!(ha.preempt_wait, Duration::from_secs(60));
+        assert_eq!(ha.startup_hold, Duration::from_secs(1));
         assert_eq!(ha.advert_interval.centiseconds(), 10);
         assert_eq!(ha.checksum, ChecksumForm::PseudoHeader);
         assert_eq!(ha.valid_lft, Duration::from_secs(2));

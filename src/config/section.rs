@@ -43,6 +43,8 @@ pub(super) const ELECTION: Schema = Schema {
         "vrid",
         "priority",
         "preempt",
+        "preempt_wait",
+        "startup_hold",
         "advert_interval",
         "transport",
         "checksum",

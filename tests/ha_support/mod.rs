@@ -261,6 +261,8 @@ impl Spec {
             priority: Priority::new(self.priority),
             advert_interval: AdverInterval::from_centiseconds(self.centiseconds).unwrap(),
             preempt: if self.preempt { Preempt::Enabled } else { Preempt::Disabled },
+            startup_hold: Duration::ZERO,
+            preempt_wait: Duration::from_secs(60),
             checksum: if self.pseudo_header {
                 ChecksumForm::PseudoHeader
             } else {
@@ -286,6 +288,7 @@ fn channel(node: usize) -> ChannelConfig {
         address: address(node),
         peers: vec![ChannelPeer { name: format!("n{peer}"), address: address(peer) }],
         heartbeat: Duration::from_millis(20),
+        replicates: false,
     }
 }
 

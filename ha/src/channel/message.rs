@@ -1,9 +1,10 @@
-//! What travels on an established session: heartbeats and replication, one message each.
+//! What travels on an established session: heartbeats, replication, handovers, one message each.
 
 use std::net::IpAddr;
 
 use wincode::{SchemaRead, SchemaWrite};
 
+use crate::handover::Handover;
 use crate::sync::Frame;
 
 /// A message.
@@ -14,6 +15,8 @@ pub enum Message {
     Heartbeat(Heartbeat),
     /// Replication.
     Sync(Frame),
+    /// The VIPs are to move.
+    Handover(Handover),
 }
 
 /// The second path of the election: what an advert says, and what it has no room for.

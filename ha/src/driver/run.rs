@@ -21,7 +21,7 @@ use crate::channel::hello::BootId;
 use crate::config::HaConfig;
 use crate::io::netlink::{Event, Netlink, Ticket, Watch};
 use crate::io::timer::Timer;
-use crate::lease::Lease;
+use crate::lease::{self, Lease};
 use crate::node::{Input, Node};
 use crate::vrrp::Priority;
 
@@ -300,6 +300,12 @@ impl Driver {
         }
         self.node.handle_timeout(now);
         self.perform().await;
+        if let Some((_, until)) = &mut self.active_lease {
+            // Renewed while this node slept: by how much is in what is discarded.
+            let interval = self.neighbors.active().map(|heard| heard.interval);
+            let interval = interval.unwrap_or(self.config.advert_interval.duration());
+            *until = (*until).max(now + lease::length(interval));
+        }
         let discarded = self.ports.discard();
         self.counters.count(Counter::Stale, discarded);
     }

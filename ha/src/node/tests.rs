@@ -27,6 +27,8 @@ fn config(priority: u8) -> HaConfig {
         priority: Priority::new(priority),
         advert_interval: AdverInterval::from_centiseconds(10).unwrap(),
         preempt: Preempt::Enabled,
+        startup_hold: Duration::ZERO,
+        preempt_wait: Duration::from_secs(60),
         checksum: ChecksumForm::Plain,
         paths: vec![Path {
             interface: "front".to_owned(),

@@ -26,7 +26,7 @@ pub mod receiver;
 pub mod source;
 
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 
 pub use flow::{Change, Flow, FlowKey};
 pub use frame::Frame;

@@ -19,7 +19,7 @@ use crate::vrrp::{AdverInterval, Preempt, Priority};
 
 mod words;
 
-pub use words::{Advert, Input, Output, Reason, RouterConfig, State, Transition};
+pub use words::{Advert, Input, Output, PreemptBy, Reason, RouterConfig, State, Transition, Wish};
 
 /// Adverts of priority 255 that a takeover sends: enough that the loss of one in three still
 /// leaves less than 1 in 200 takeovers unheard.
@@ -36,10 +36,15 @@ pub const ANSWER_SPACING: Duration = Duration::from_millis(1);
 /// Skew_Time.
 pub const GONE_SKEW: Duration = Duration::from_millis(2);
 
+/// How long at least a node that gave the VIPs to another waits before it takes them back, where the
+/// other never advertises. It covers what configuring addresses takes on a busy machine.
+pub const GIVEN_PATIENCE: Duration = Duration::from_millis(200);
+
 /// One virtual router on this node.
 #[derive(Debug)]
 pub struct VirtualRouter {
     config: RouterConfig,
+    preempt_by: PreemptBy,
     machine: Machine,
     reason: Reason,
     outputs: VecDeque<Output>,
@@ -75,6 +80,8 @@ struct Backup {
     /// When this machine last ran; a long gap means that the node slept.
     ran_at: Instant,
     stance: Stance,
+    /// Whether the Active is one that this node is to preempt.
+    outranks: bool,
     owner: Option<OwnerHeard>,
 }
 
@@ -138,6 +145,7 @@ impl VirtualRouter {
     pub fn new(config: RouterConfig) -> Self {
         Self {
             config,
+            preempt_by: PreemptBy::Claiming,
             machine: Machine::Initialize(Halt::Stopped),
             reason: Reason::Startup,
             outputs: VecDeque::new(),
@@ -148,6 +156,7 @@ impl VirtualRouter {
     pub fn handle_input(&mut self, now: Instant, input: Input) {
         self.notice_stall(now);
         match (self.machine, input) {
+            (_, Input::PreemptBy(way)) => self.preempt_by = way,
             (Machine::Initialize(Halt::Stopped), Input::Startup) => {
                 self.start(now, Reason::Startup);
             }
@@ -175,7 +184,9 @@ impl VirtualRouter {
                 | Input::Yield
                 | Input::Fault
                 | Input::Recovered
-                | Input::ActiveGone(_),
+                | Input::ActiveGone(_)
+                | Input::Give(_)
+                | Input::Take(_),
             ) => {}
 
             (Machine::Backup(backup), Input::Advert(advert)) => {
@@ -194,7 +205,11 @@ impl VirtualRouter {
             (Machine::Backup(backup), Input::ActiveGone(lease)) => {
                 self.machine = Machine::Backup(self.without_active(now, backup, lease));
             }
-            (Machine::Backup(_), Input::Startup | Input::Yield | Input::Recovered) => {}
+            (Machine::Backup(backup), Input::Take(wish)) => self.take(now, backup, wish),
+            (
+                Machine::Backup(_),
+                Input::Startup | Input::Yield | Input::Recovered | Input::Give(_),
+            ) => {}
 
             (Machine::Active(active), Input::Advert(advert)) => {
                 self.advert_in_active(now, active, advert);
@@ -217,7 +232,11 @@ impl VirtualRouter {
                 self.release_and_yield();
                 self.enter(Machine::Initialize(Halt::Stopped), Reason::Shutdown);
             }
-            (Machine::Active(_), Input::Startup | Input::Recovered | Input::ActiveGone(_)) => {}
+            (Machine::Active(_), Input::Give(wish)) => self.give(now, wish),
+            (
+                Machine::Active(_),
+                Input::Startup | Input::Recovered | Input::ActiveGone(_) | Input::Take(_),
+            ) => {}
         }
     }
 
@@ -290,6 +309,12 @@ impl VirtualRouter {
         (owner.last.saturating_duration_since(owner.first) >= claim).then_some(owner.source)
     }
 
+    /// Whether this node is Backup to an Active that it is to preempt by asking for the VIPs.
+    pub fn wants_to_preempt(&self) -> bool {
+        let outranks = matches!(self.machine, Machine::Backup(backup) if backup.outranks);
+        outranks && self.preempt_by == PreemptBy::Asking
+    }
+
     /// Leaves Initialize (RFC 9568 §6.4.1).
     fn start(&mut self, now: Instant, reason: Reason) {
         if self.config.priority == Priority::OWNER {
@@ -297,29 +322,67 @@ impl VirtualRouter {
             self.become_active(now, Standing::Elected, reason);
         } else {
             self.become_backup(now, self.config.advert_interval, reason);
+            self.not_before(now + self.config.startup_hold);
         }
+    }
+
+    /// Holds a Backup back from claiming, as long as it hears nothing.
+    fn not_before(&mut self, earliest: Instant) {
+        if let Machine::Backup(backup) = &mut self.machine {
+            backup.active_down_at = backup.active_down_at.max(earliest);
+        }
+    }
+
+    /// Another node has agreed to take the VIPs. No advert says that this one yields: it would
+    /// invite all others. Should the other not take them, this node does when its
+    /// Active_Down_Timer fires.
+    fn give(&mut self, now: Instant, wish: Wish) {
+        self.outputs.push_back(Output::Release);
+        let reason = match wish {
+            Wish::Yield => Reason::Yield,
+            Wish::Takeover | Wish::Preempt => Reason::HandedOver,
+        };
+        self.become_backup(now, self.config.advert_interval, reason);
+        self.not_before(now + GIVEN_PATIENCE);
+    }
+
+    fn take(&mut self, now: Instant, backup: Backup, wish: Wish) {
+        let (standing, reason) = match wish {
+            Wish::Takeover => {
+                let wait = active_down_interval(self.config.priority, backup.active_adver_interval);
+                (claim(now, wait), Reason::Takeover)
+            }
+            Wish::Yield => (Standing::Elected, Reason::ActiveYielded),
+            Wish::Preempt => (Standing::Elected, Reason::Preempted),
+        };
+        self.become_active(now, standing, reason);
     }
 
     /// RFC 9568 §6.4.2, "If an ADVERTISEMENT is received".
     fn advert_in_backup(&mut self, now: Instant, backup: Backup, advert: Advert) {
         let priority = self.config.priority;
+        let outranks = advert.priority != Priority::YIELD
+            && advert.priority < priority
+            && self.may_preempt(backup.stance);
         self.machine = Machine::Backup(if advert.priority == Priority::YIELD {
             Backup {
                 active_down_at: now + skew_time(priority, backup.active_adver_interval),
                 claim_reason: Reason::ActiveYielded,
                 stance: Stance::Configured,
+                outranks,
                 ..backup
             }
-        } else if advert.priority >= priority || !self.may_preempt(backup.stance) {
+        } else if !outranks || self.preempt_by == PreemptBy::Asking {
             Backup {
                 active_adver_interval: advert.interval,
                 active_down_at: now + active_down_interval(priority, advert.interval),
                 claim_reason: Reason::ActiveDown,
+                outranks,
                 ..backup
             }
         } else {
             // Discarded: the timer runs on, and when it fires this node preempts.
-            Backup { claim_reason: Reason::Preempted, ..backup }
+            Backup { claim_reason: Reason::Preempted, outranks, ..backup }
         });
         self.note_owner(now, &advert);
     }
@@ -438,7 +501,11 @@ impl VirtualRouter {
             active_down_at: now + active_down_interval(self.config.priority, interval),
             claim_reason: Reason::ActiveDown,
             ran_at: now,
-            stance: if reason == Reason::Yield { Stance::Deferring } else { Stance::Configured },
+            stance: match reason {
+                Reason::Yield | Reason::HandedOver => Stance::Deferring,
+                _ => Stance::Configured,
+            },
+            outranks: false,
             owner: None,
         };
         self.enter(Machine::Backup(backup), reason);
@@ -472,8 +539,9 @@ impl VirtualRouter {
                 let slept = now.saturating_duration_since(backup.ran_at) > 2 * interval.duration();
                 backup.ran_at = now;
                 if slept {
-                    backup.active_down_at =
-                        now + active_down_interval(self.config.priority, interval);
+                    let anew = now + active_down_interval(self.config.priority, interval);
+                    // A hold may reach further.
+                    backup.active_down_at = backup.active_down_at.max(anew);
                     backup.claim_reason = Reason::ActiveDown;
                 }
             }

@@ -72,6 +72,7 @@ fn cluster(random: &mut Random) -> Vec<RouterConfig> {
             .expect("centiseconds in range"),
             preempt: random.pick(preempts),
             decides_ties: Family::V4,
+            startup_hold: Duration::ZERO,
         })
         .collect()
 }

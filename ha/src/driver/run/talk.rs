@@ -102,6 +102,7 @@ impl Driver {
                     self.heartbeat(now, place, heartbeat).await;
                 }
                 Ok(Message::Heartbeat(_)) => self.counters.count(Counter::Stale, 1),
+                Ok(Message::Handover(_)) => {}
                 Ok(Message::Sync(frame)) => {
                     self.tell(now, place, PeerEvent::Frame { place, frame });
                 }

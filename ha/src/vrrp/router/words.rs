@@ -20,6 +20,9 @@ pub struct RouterConfig {
     /// Addresses may have one order on an IPv4 path and another on an IPv6 path, and then two
     /// nodes of the same priority would both give way. IPv4 wherever a path of it exists.
     pub decides_ties: Family,
+    /// How long after it begins to listen this node claims at the earliest, unless it hears that
+    /// the Active has gone: who has just plugged itself in may not hear yet.
+    pub startup_hold: Duration,
 }
 
 /// What happens to a virtual router.
@@ -43,6 +46,35 @@ pub enum Input {
     /// answer for the VIPs until its lease has ended, which is at most so long from now; then this
     /// node may claim them.
     ActiveGone(Duration),
+    /// This node gives the VIPs to another one, which has agreed to take them and is told when they
+    /// are free. Nothing happens unless it is Active.
+    Give(Wish),
+    /// The node that was Active has given the VIPs to this one, and no longer has them.
+    Take(Wish),
+    /// From now on, how this node preempts.
+    PreemptBy(PreemptBy),
+}
+
+/// On whose wish the VIPs go from one node to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, wincode::SchemaRead, wincode::SchemaWrite)]
+#[cfg_attr(test, derive(bincode::Encode, bincode::Decode))]
+pub enum Wish {
+    /// The operator wants the one that takes: it holds them, whatever the priorities.
+    Takeover,
+    /// The operator wants the one that gives to be rid of them.
+    Yield,
+    /// The one that takes has the higher priority.
+    Preempt,
+}
+
+/// How a node of higher priority becomes Active while another one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PreemptBy {
+    /// As RFC 9568 has it: it claims.
+    #[default]
+    Claiming,
+    /// It asks the Active for the VIPs ([`crate::handover`]), and stays Backup until it gets them.
+    Asking,
 }
 
 /// What matters of a received advert.
@@ -122,6 +154,8 @@ pub enum Reason {
     Fault,
     /// The fault is over.
     Recovered,
+    /// The node gave the VIPs to another that was to have them.
+    HandedOver,
     /// This node slept for longer than its Backups wait: somebody else may own the VIPs.
     Stalled,
     /// The daemon stops.
