@@ -304,6 +304,7 @@ fn why(reason: Reason) -> &'static str {
         Reason::Fault => "it can't carry its VIPs",
         Reason::Recovered => "it can carry its VIPs again",
         Reason::Stalled => "it was frozen for longer than a Backup waits",
+        Reason::HandedOver => "it gave the VIPs to a node that asked for them",
         Reason::Shutdown => "it stops",
     }
 }

@@ -331,14 +331,13 @@ impl Machine {
 
     /// When [`Machine::handle_timeout`] is wanted next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let state = match self.state {
+        match self.state {
             State::Idle => self.preempt.as_ref().and_then(Preempt::deadline),
             State::Taking { .. } => None,
             State::Asking { deadline, .. } | State::Willing { deadline, .. } => Some(deadline),
             State::Insisting { until } => Some(until),
             State::Giving(giving) => Some(giving.deadline()),
-        };
-        state
+        }
     }
 
     /// The next thing to do.
