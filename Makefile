@@ -12,12 +12,12 @@ export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
 endif
 
-.PHONY: help setup build demo test bench figures lint deny
+.PHONY: help setup build demo test bench bench-ha figures lint deny
 
 help: ## list the targets
 	@echo "Baton: a layer-4 load balancer that is never a single point of failure."
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Start with: make demo"
 
@@ -35,6 +35,9 @@ test: setup ## every test: pure, real sockets, namespaces, drills
 
 bench: build ## Baton beside nftables, routing, HAProxy and nginx, in one run (8 minutes)
 	@$(SUDO) $(foreach name,$(filter BENCH_%,$(.VARIABLES)),$(name)=$($(name))) scripts/bench.sh $(abspath $(BATON))
+
+bench-ha: build ## failover and replication beside keepalived + conntrackd, in one run (15 minutes)
+	@$(SUDO) $(foreach name,$(filter BENCH_%,$(.VARIABLES)),$(name)="$($(name))") scripts/bench-ha.sh $(abspath $(BATON))
 
 figures: build ## outage per fault beside keepalived, for docs/failover.md (takes minutes)
 	@$(SUDO) scripts/failover-figures.sh $(abspath $(BATON))

@@ -8,10 +8,11 @@ use std::process::{Command, ExitCode};
 use libbpf_cargo::SkeletonBuilder;
 
 /// Folder, and the object's name in it.
-const SOURCES: [(&str, &str); 3] = [
+const SOURCES: [(&str, &str); 4] = [
     ("src/datapath/bpf", "datapath"),
     ("src/datapath/bpf", "backend"),
     ("src/lab/bench/bpf", "packets"),
+    ("src/lab/bench/bpf", "handshake"),
 ];
 
 fn main() -> ExitCode {

@@ -21,6 +21,7 @@ wanted=(
     "curl: the lab's client"
     "tcpdump: decodes our packets in the tests"
     "keepalived: VRRP peer of the interoperability tests, and yardstick of the drills"
+    "conntrackd: replicates keepalived's connections in make bench-ha"
     "nftables: cuts paths in the lab; forwards for keepalived in the drills"
     "haproxy: peer of the benchmarks, and PROXY protocol receiver of the tests"
     "libnginx-mod-stream: peer of the benchmarks"

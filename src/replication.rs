@@ -29,6 +29,9 @@ const JOURNAL: usize = 1 << 17;
 const VIEW: Duration = Duration::from_millis(100);
 /// How often this looks whether the datapath has started.
 const LOOK: Duration = Duration::from_millis(100);
+/// Frames that are taken in together, and acknowledged together: few enough for the other end to
+/// have more on their way meanwhile.
+const TOGETHER: usize = 8;
 /// Between two passes that tell which flows were used.
 const REFRESH: Duration = Duration::from_secs(2);
 /// A pass waits while a peer is that far behind.
@@ -189,7 +192,13 @@ impl Worker {
         let now = Instant::now();
         self.look(now)?;
         match wake {
-            Wake::Peer(event) => self.peer(now, event)?,
+            Wake::Peer(event) => {
+                self.peer(now, event)?;
+                for _ in 1..TOGETHER {
+                    let Ok(event) = self.port.events.try_recv() else { break };
+                    self.peer(now, event)?;
+                }
+            }
             Wake::Sums(Side::Source, run, sums) => {
                 // What changed before the end of the walk is known before its result.
                 self.drain(now)?;

@@ -88,3 +88,54 @@ fn passthrough_races() {
 fn proxies_race() {
     assert_carried(&bench("proxy"), &["proxy"]);
 }
+
+fn bench_ha(arguments: &[&str], section: &str) -> Value {
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("report.json");
+    let document = dir.path().join("document.md");
+    std::fs::write(&document, format!("<!-- bench {section} -->\n<!-- end -->\n")).unwrap();
+    let files =
+        [format!("--report={}", report.display()), format!("--document={}", document.display())];
+    let mut command = baton(&["lab", "bench-ha"]);
+    command.args(arguments).args(files);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let labs = ["drill-ha", "drill"].map(|kind| format!("{kind}-{}", child.id()));
+    let _guards = labs.clone().map(Guard);
+    let output = child.wait_with_output().unwrap();
+    for lab in &labs {
+        assert_eq!(traces(lab), Vec::<String>::new());
+    }
+    assert!(output.status.success(), "{}", text(&output));
+    let document = std::fs::read_to_string(&document).unwrap();
+    assert!(document.contains("\n```\n"), "{document}");
+    serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap()
+}
+
+#[test]
+fn replication_is_measured_from_outside() {
+    let arguments = ["replication", "--rates=500", "--seconds=1", "--flows=5000"];
+    let replication = &bench_ha(&arguments, "replication")["replication"];
+    let rate = &replication["rates"][0];
+    assert!(rate["samples"].as_u64().unwrap() > 0, "{rate}");
+    assert!(rate["lag_p99_ms"].as_f64().unwrap() > 0.0, "{rate}");
+    assert_eq!((&rate["lacking"], &rate["missed"]), (&0.into(), &0.into()), "{rate}");
+    let join = &replication["join"];
+    assert_eq!((&join["flows"], &join["lacking"]), (&5000.into(), &0.into()), "{join}");
+    assert!(join["wire_bytes"].as_f64().unwrap() > 10.0, "{join}");
+}
+
+/// Both contenders, and that what is held is counted.
+#[test]
+fn churn_is_measured_beside_conntrackd() {
+    let report = bench_ha(&["churn", "--churn=50", "--runs=1"], "churn");
+    let churns = report["churns"].as_array().unwrap();
+    let relays: Vec<_> = churns.iter().map(|report| &report["relays"]).collect();
+    assert_eq!(relays, ["baton", "conntrackd"]);
+    for report in churns {
+        let churn = &report["runs"][0]["churn"];
+        // 50 a second for 5 seconds, on a machine that may be busy.
+        assert!(churn["established"].as_u64().unwrap() > 100, "{churn}");
+        let sum = churn["survived"].as_u64().unwrap() + churn["lost"].as_u64().unwrap();
+        assert_eq!(churn["established"], sum, "{churn}");
+    }
+}

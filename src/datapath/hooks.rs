@@ -343,6 +343,16 @@ fn has_tc(ifindex: u32) -> bool {
     has_layout(ifindex, bpffs::LAYOUT)
 }
 
+/// The program of our TC filter that runs on an interface, whoever attached it.
+pub fn running_tc(ifindex: u32) -> Result<OwnedFd, Error> {
+    let failed = || "open the program that runs on an interface";
+    let id = bare_hook(ifindex, bpffs::LAYOUT, TC_INGRESS).query().map_err(Error::bpf(failed()))?;
+    // SAFETY: a number in, a descriptor of ours or an error out.
+    let fd = result(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) });
+    // SAFETY: it is open, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd.map_err(Error::io(failed()))?) })
+}
+
 /// Whether packets come to the TC filter of a layout on the interface.
 pub(super) fn has_layout(ifindex: u32, layout: u32) -> bool {
     has_filter(ifindex, layout, TC_INGRESS)

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use libbpf_rs::{ErrorExt as _, MapCore as _, MapFlags, MapHandle, MapMut, MapType};
 
+use super::bpffs;
 use super::mapped::Mapped;
 use super::record::Record;
 use super::skeleton::types;
@@ -151,6 +152,17 @@ impl<K: Record, V: Record> Table<K, V> {
     pub fn capacity(&self) -> u32 {
         self.map.max_entries()
     }
+}
+
+/// A map of the datapath that serves the network namespace which this file stands for, to be read.
+pub fn pinned<K: Record, V: Record>(
+    namespace: &Path,
+    name: &str,
+) -> Result<Table<K, V>, super::load::Error> {
+    let doing = || format!("open the map {name}");
+    let folder = bpffs::of(namespace).map_err(super::load::Error::io(doing()))?;
+    let path = folder.join(format!("layout-{}", bpffs::LAYOUT)).join(name);
+    Table::pinned(&path).map_err(super::load::Error::bpf(doing()))
 }
 
 /// Entries of a table, and the place where to go on.

@@ -220,14 +220,24 @@ impl Lab {
         let name = &node.name;
         match self.options.software {
             Software::Baton => {
-                let text =
-                    files::baton(&self.topology, index, interval, self.options.mode, &self.dir);
+                let text = files::baton(&self.topology, index, &self.options, &self.dir);
                 self.write(&format!("{name}.toml"), &text)?;
             }
-            Software::Keepalived => {
-                let text = files::keepalived(node, index, interval);
+            software @ (Software::Keepalived | Software::Conntrackd) => {
+                let shares = software == Software::Conntrackd;
+                let notify = shares.then(|| files::notify(node, &self.dir));
+                let text = files::keepalived(node, index, interval, notify.as_deref());
                 self.write(&format!("{name}-keepalived.conf"), &text)?;
-                let rules = self.write("relays.nft", &files::nftables(&self.topology))?;
+                if shares {
+                    let text = files::conntrackd(&self.topology, node, &self.dir);
+                    self.write(&format!("{name}-conntrackd.conf"), &text)?;
+                    self.write(
+                        &format!("{name}-notify.sh"),
+                        &files::notify_script(node, &self.dir),
+                    )?;
+                }
+                let rules = files::nftables(&self.topology, software);
+                let rules = self.write("relays.nft", &rules)?;
                 let netns = self.netns(name);
                 run(netns.command("nft").args(["-f", &rules])).doing("loading nftables rules")?;
                 netns.sysctl(files::KEEPALIVED_SYSCTLS).doing("kernel parameters of a relay")?;
@@ -243,7 +253,10 @@ impl Lab {
                 let file = self.dir.join(format!("{node}.toml")).display().to_string();
                 Daemon::new("relay", self.options.binary.clone(), ["run", "-c", &file])
             }
-            Software::Keepalived => {
+            Software::Keepalived | Software::Conntrackd => {
+                if self.options.software == Software::Conntrackd {
+                    self.start_conntrackd(node)?;
+                }
                 let file = |suffix: &str| self.dir.join(format!("{node}-keepalived.{suffix}"));
                 let [conf, pid, vrrp] =
                     ["conf", "pid", "vrrp.pid"].map(|suffix| file(suffix).display().to_string());
@@ -256,6 +269,28 @@ impl Lab {
             }
         };
         self.start(node, &daemon)
+    }
+
+    /// Before keepalived, whose scripts speak to it.
+    fn start_conntrackd(&mut self, node: &str) -> Result<(), LabError> {
+        let dir = self.dir.clone();
+        let file = |suffix: &str| dir.join(format!("{node}-conntrackd.{suffix}"));
+        // A killed conntrackd leaves them, and would not start over them.
+        for stale in ["lock", "ctl"] {
+            let _ = std::fs::remove_file(file(stale));
+        }
+        let conf = file("conf").display().to_string();
+        self.start(node, &Daemon::new("conntrackd", "conntrackd", ["-C", &conf]))?;
+        let deadline = Instant::now() + READY_PATIENCE;
+        while !file("ctl").exists() {
+            self.check_daemon(node, "conntrackd")?;
+            drill::check_signals()?;
+            if Instant::now() > deadline {
+                return Err(self.daemon_error(node, "conntrackd", "opens no socket".into()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Starts the first relay, waits until it holds the VIP, then starts the others, so that the

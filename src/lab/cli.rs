@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
+use super::bench::ha::{self, HaOptions, HaSuite};
 use super::bench::{self, BenchOptions, Suite};
 use super::drill::{self, DrillOptions, fault::Fault};
 use super::process::Lifetime;
@@ -121,6 +122,9 @@ pub enum LabCommand {
         #[arg(long, value_name = "FILE")]
         document: Option<PathBuf>,
     },
+    /// Measure failover and replication, beside keepalived with conntrackd; `make bench-ha` runs it.
+    #[command(hide = true)]
+    BenchHa(BenchHaArgs),
     /// The echo server of the backends.
     #[command(hide = true)]
     ServeEcho {
@@ -159,6 +163,7 @@ impl LabCommand {
                     mode,
                     servers: Servers::All,
                     advert_interval,
+                    heartbeat: super::HEARTBEAT,
                     lifetime: Lifetime::Detached,
                 })?
             }
@@ -188,6 +193,7 @@ impl LabCommand {
                 let options = BenchOptions { suites, seconds, runs, flows, congestion, binary };
                 return bench(&options, json, &report, document.as_deref());
             }
+            Self::BenchHa(args) => return args.run(),
             Self::ServeEcho { port, also } => super::echo::serve(port, &also)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -210,17 +216,108 @@ fn bench(
     };
     let text = serde_json::to_string_pretty(&report)? + "\n";
     write_report(path, &text)?;
-    if let Some(path) = document {
-        let before = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        let after = bench::write_into(&report, &before).map_err(|section| {
-            anyhow::anyhow!("{} has no `<!-- bench {section} -->`", path.display())
-        })?;
-        write_report(path, &after)?;
+    if let Some(document) = document {
+        write_places(document, |before| bench::write_into(&report, before))?;
     }
     let shown = if json { text } else { bench::render(&report) };
     std::io::stdout().write_all(shown.as_bytes())?;
     eprintln!("bench: report in {}", path.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Puts figures into the places that a document marks for them.
+fn write_places(
+    path: &Path,
+    write_into: impl Fn(&str) -> Result<String, &'static str>,
+) -> anyhow::Result<()> {
+    let before = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let after = write_into(&before).map_err(|section| {
+        anyhow::anyhow!("{} has no `<!-- bench {section} -->`", path.display())
+    })?;
+    write_report(path, &after)
+}
+
+/// `baton lab bench-ha`
+#[derive(Debug, Args)]
+pub struct BenchHaArgs {
+    /// What of it; all of it unless given.
+    #[arg(value_enum)]
+    suites: Vec<HaSuite>,
+    /// Faults whose outage is measured.
+    #[arg(long, value_enum, value_name = "FAULT,…", value_delimiter = ',',
+          default_values_t = [Fault::PowerOff, Fault::Kill, Fault::Takeover, Fault::Restart])]
+    faults: Vec<Fault>,
+    /// Runs of each drill.
+    #[arg(long, value_name = "N", default_value_t = 10,
+          value_parser = clap::value_parser!(u8).range(1..=99))]
+    runs: u8,
+    /// New connections a second that are held while the power goes.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1000, 3000],
+          value_parser = clap::value_parser!(u32).range(1..=9000))]
+    churn: Vec<u32>,
+    /// New flows a second that are replicated.
+    #[arg(long, value_name = "N,…", value_delimiter = ',',
+          default_values_t = [10_000, 50_000, 100_000, 150_000],
+          value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    rates: Vec<u32>,
+    /// Seconds that each of these lasts.
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=60))]
+    seconds: u32,
+    /// Flows that a joiner is sent.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000,
+          value_parser = clap::value_parser!(u64).range(1000..=4_000_000))]
+    flows: u64,
+    /// Add to what the report has of the same drills.
+    #[arg(long)]
+    add: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Where the report goes.
+    #[arg(long, value_name = "FILE", default_value = "reports/bench-ha.json")]
+    report: PathBuf,
+    /// A document that has marked places for the figures, such as docs/failover.md.
+    #[arg(long, value_name = "FILE")]
+    document: Option<PathBuf>,
+}
+
+impl BenchHaArgs {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { suites, faults, runs, churn, mut rates, seconds, flows, .. } = self;
+        rates.sort_unstable();
+        let options = HaOptions {
+            suites: if suites.is_empty() { HaSuite::ALL.to_vec() } else { suites },
+            faults,
+            runs: runs.into(),
+            churn,
+            rates,
+            seconds,
+            flows,
+            binary: program(None)?,
+        };
+        let earlier = match std::fs::read_to_string(&self.report) {
+            Ok(text) if self.add => Some(serde_json::from_str(&text).context("the report")?),
+            _ => None,
+        };
+        drill::catch_signals()?;
+        let report = match ha::run(&options, earlier, &mut |step| eprintln!("bench: {step}")) {
+            Err(super::LabError::Interrupted) => {
+                eprintln!("bench: interrupted; the lab is gone");
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+            report => report?,
+        };
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        write_report(&self.report, &text)?;
+        if let Some(document) = &self.document {
+            write_places(document, |before| ha::write_into(&report, before))?;
+        }
+        let shown = if self.json { text } else { ha::render(&report) };
+        std::io::stdout().write_all(shown.as_bytes())?;
+        eprintln!("bench: report in {}", self.report.display());
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 fn write_report(path: &Path, text: &str) -> anyhow::Result<()> {
@@ -304,7 +401,7 @@ fn table(status: &LabStatus) -> String {
     let mut text = format!(
         "lab '{}' ({}, files in {})\n{:<9} {:<10} {:<5} {:<42} {}\n",
         status.name,
-        name_of(status.software),
+        status.software.title(),
         status.dir.display(),
         "NODE",
         "STATE",
@@ -340,13 +437,6 @@ fn table(status: &LabStatus) -> String {
     text
 }
 
-fn name_of(software: Software) -> &'static str {
-    match software {
-        Software::Baton => "Baton",
-        Software::Keepalived => "keepalived",
-    }
-}
-
 /// `baton drill FAULT`
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -367,6 +457,9 @@ pub struct DrillArgs {
     /// How often the Active advertises, such as 10ms, 100ms or 1s (a multiple of 10ms).
     #[arg(long, value_name = "D", default_value = "100ms", value_parser = interval)]
     advert_interval: Duration,
+    /// Between two heartbeats on the peer channel, 1ms to 1s; not in mode proxy, which has none.
+    #[arg(long, value_name = "D", default_value = "10ms", value_parser = heartbeat)]
+    heartbeat: Duration,
     /// New TCP connections a second.
     #[arg(long, value_name = "NEW_PER_S", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(1..=2000))]
@@ -375,6 +468,10 @@ pub struct DrillArgs {
     #[arg(long, value_name = "N", default_value_t = 20,
           value_parser = clap::value_parser!(u32).range(0..=1000))]
     connections: u32,
+    /// New TCP connections a second that are opened for 5 s before the fault and 1 s after it, and
+    /// held: how many of them survive. Not in mode proxy, where none can.
+    #[arg(long, value_name = "NEW_PER_S", value_parser = clap::value_parser!(u32).range(1..=9000))]
+    churn: Option<u32>,
     /// How often the drill is run, each time in a new lab.
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -408,7 +505,9 @@ impl DrillArgs {
             software: self.relays,
             mode: self.mode,
             advert_interval: self.advert_interval,
+            heartbeat: self.heartbeat,
             rate: self.rate,
+            churn: self.churn,
             connections: self.connections as usize,
             runs: self.runs as usize,
             binary: program(self.binary.clone())?,
@@ -426,10 +525,13 @@ impl DrillArgs {
     }
 
     fn impossible(&self) -> Option<String> {
-        if self.relays == Software::Keepalived && self.mode != Mode::Proxy {
+        if self.churn.is_some() && self.relays.is_baton() && self.mode == Mode::Proxy {
+            return Some("a proxy's connections end with it: write --mode passthrough".into());
+        }
+        if !self.relays.is_baton() && self.mode != Mode::Proxy {
             return Some("keepalived forwards by nftables: leave --mode out".into());
         }
-        if self.relays == Software::Keepalived && self.fault.is_command() {
+        if !self.relays.is_baton() && self.fault.is_command() {
             let fault = self.fault.name();
             return Some(format!(
                 "keepalived has no command for '{fault}': write --relays baton, or another fault"
@@ -448,7 +550,7 @@ impl DrillArgs {
             outcome.failures.iter().for_each(|failure| eprintln!("FAILED {failure}"));
         } else {
             let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            let relays = name_of(self.relays);
+            let relays = self.relays.title();
             let text = drill::render(&outcome.report, relays, &outcome.failures, colour);
             stdout.write_all(text.as_bytes())?;
         }
@@ -458,11 +560,19 @@ impl DrillArgs {
 
     fn default_report(&self) -> PathBuf {
         let relays = match self.mode {
-            Mode::Proxy => name_of(self.relays).to_lowercase(),
-            mode => format!("{}-{}", name_of(self.relays).to_lowercase(), mode.name()),
+            Mode::Proxy => self.relays.name().to_owned(),
+            mode => format!("{}-{}", self.relays.name(), mode.name()),
         };
         let interval = self.advert_interval.as_millis();
         PathBuf::from(format!("reports/drill-{}-{relays}-{interval}ms.json", self.fault.name()))
+    }
+}
+
+/// Between two heartbeats: whole milliseconds, as the configuration allows them.
+fn heartbeat(text: &str) -> Result<Duration, String> {
+    match text.strip_suffix("ms").and_then(|number| number.parse().ok()) {
+        Some(value @ 1..=1000) => Ok(Duration::from_millis(value)),
+        _ => Err("write 1ms to 1000ms".to_owned()),
     }
 }
 

@@ -5,13 +5,14 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 /// Most TCP connections at once; further ones wait in the listen queue.
-const MAX_CONNECTIONS: usize = 8192;
+const MAX_CONNECTIONS: usize = 40_000;
 const BACKLOG: i32 = 4096;
 /// A failed accept (no descriptors left) is tried again after this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -23,6 +24,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The port is taken, or an address is not here.
 pub fn serve(port: u16, also: &[IpAddr]) -> io::Result<()> {
     let any = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    // As many descriptors as there may be; where there are fewer, so many fewer are accepted.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         for address in also.iter().chain([&any]) {
             let udp = bind(SocketAddr::new(*address, port), Type::DGRAM)?;
@@ -68,7 +72,7 @@ async fn serve_tcp(listener: TcpListener) {
 
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut buffer = [0; 16 * 1024];
+    let mut buffer = [0; 4 * 1024];
     loop {
         match stream.read(&mut buffer).await? {
             0 => return stream.shutdown().await,

@@ -5,17 +5,21 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Mode;
 use super::process::socket;
 use super::topology::{
     ECHO_PORT, GATEWAY, HTTP_PORT, Node, Role, SOCKS_PORT, Segment, Topology, VIP_BACK, VIP_FRONT,
     VIP_FRONT6,
 };
+use super::{LabOptions, Mode, Software};
 
 /// Of the peer channel.
 const CHANNEL_PORT: u16 = 8112;
-/// Between two heartbeats on it.
-const HEARTBEAT: &str = "10ms";
+/// Of conntrackd's own channel.
+const CONNTRACKD_PORT: u16 = 3780;
+/// Connections that services of proxy mode may have: each takes four descriptors.
+const PROXIED: u32 = 8000;
+/// Those that services of the kernel may have.
+const FLOWS: u32 = 200_000;
 /// Virtual router identifier of the lab's cluster.
 const VRID: u8 = 77;
 /// Of the relays, in order.
@@ -89,9 +93,22 @@ http {{
 /// One instance carries the VIPs of both sides: at 10 ms that was faster than two in a
 /// `vrrp_sync_group`. Without `vrrp_rlimit_rttime` the kernel kills keepalived's real-time
 /// process for 10 ms of work without a pause, which happens here just when it takes over.
-pub(super) fn keepalived(relay: &Node, index: usize, interval: Duration) -> String {
+///
+/// `notify` is run with what it has become, `primary` or `backup`.
+pub(super) fn keepalived(
+    relay: &Node,
+    index: usize,
+    interval: Duration,
+    notify: Option<&str>,
+) -> String {
     let (name, priority) = (&relay.name, priority(index));
     let seconds = interval.as_secs_f64();
+    let mut scripts = String::new();
+    if let Some(notify) = notify {
+        for (event, argument) in [("master", "primary"), ("backup", "backup")] {
+            let _ = writeln!(scripts, "    notify_{event} \"{notify} {argument}\"");
+        }
+    }
     format!(
         "\
 global_defs {{
@@ -100,6 +117,7 @@ global_defs {{
     vrrp_garp_master_refresh 1
     vrrp_rt_priority 50
     vrrp_rlimit_rttime 1000000
+    script_user root
 }}
 vrrp_instance lab {{
     state BACKUP
@@ -114,14 +132,104 @@ vrrp_instance lab {{
         {VIP_BACK}/24 dev back
     }}
     virtual_ipaddress_excluded {{ {VIP_FRONT6}/64 dev front }}
+{scripts}}}
+"
+    )
+}
+
+/// `conntrackd.conf` of a relay (Debian's conntrackd 1.4.7): FT-FW to the other relays over the
+/// back network, straight into their kernels' tables, with the queues and the real-time priority
+/// of a machine that is only a relay.
+pub(super) fn conntrackd(topology: &Topology, relay: &Node, dir: &Path) -> String {
+    let (name, dir) = (&relay.name, dir.display());
+    let own = back(relay);
+    let mut channels = String::new();
+    let mut ignored = "            IPv4_address 127.0.0.1\n".to_owned();
+    for node in topology.role(Role::Relay) {
+        let other = back(node);
+        let _ = writeln!(ignored, "            IPv4_address {other}");
+        if node.name != *name {
+            let _ = write!(
+                channels,
+                "\
+    UDP {{
+        IPv4_address {own}
+        IPv4_Destination_Address {other}
+        Port {CONNTRACKD_PORT}
+        Interface back
+        SndSocketBuffer 24985600
+        RcvSocketBuffer 24985600
+        Checksum on
+    }}
+"
+            );
+        }
+    }
+    format!(
+        "\
+Sync {{
+    Mode FTFW {{
+        ResendQueueSize 131072
+        DisableExternalCache On
+    }}
+{channels}}}
+General {{
+    HashSize 131072
+    HashLimit 524288
+    LogFile off
+    Syslog off
+    LockFile {dir}/{name}-conntrackd.lock
+    UNIX {{
+        Path {dir}/{name}-conntrackd.ctl
+    }}
+    Scheduler {{
+        Type FIFO
+        Priority 60
+    }}
+    NetlinkBufferSize 16777216
+    NetlinkBufferSizeMaxGrowth 67108864
+    NetlinkOverrunResync On
+    Filter From Userspace {{
+        Protocol Accept {{
+            TCP
+            UDP
+        }}
+        Address Ignore {{
+{ignored}        }}
+    }}
 }}
+"
+    )
+}
+
+/// What keepalived calls when its state changes.
+pub(super) fn notify(relay: &Node, dir: &Path) -> String {
+    format!("/bin/sh {}/{}-notify.sh", dir.display(), relay.name)
+}
+
+/// The calls of conntrackd's own `primary-backup.sh`.
+pub(super) fn notify_script(relay: &Node, dir: &Path) -> String {
+    let conf = format!("{}/{}-conntrackd.conf", dir.display(), relay.name);
+    format!(
+        "\
+case $1 in
+primary) for do in c f R B; do conntrackd -C {conf} -$do; done ;;
+backup) for do in t n; do conntrackd -C {conf} -$do; done ;;
+esac
 "
     )
 }
 
 /// The nftables rules with which a keepalived relay forwards: full NAT to the backends in turn,
 /// and nothing that the kernel could answer by itself (docs/failover.md says why).
-pub(super) fn nftables(topology: &Topology) -> String {
+///
+/// Where connections are replicated they come from the shared address, so that another relay can
+/// go on with them.
+pub(super) fn nftables(topology: &Topology, software: Software) -> String {
+    let source = match software {
+        Software::Conntrackd => format!("snat to {VIP_BACK}"),
+        Software::Baton | Software::Keepalived => "masquerade".to_owned(),
+    };
     let backends: Vec<String> = topology
         .role(Role::Backend)
         .enumerate()
@@ -138,7 +246,7 @@ table ip lab {{
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat;
-        oifname back masquerade
+        oifname back {source}
     }}
     chain input {{
         type filter hook input priority filter;
@@ -185,13 +293,8 @@ fn back(node: &Node) -> Ipv4Addr {
 }
 
 /// The relay's file for `baton run`.
-pub(super) fn baton(
-    topology: &Topology,
-    index: usize,
-    interval: Duration,
-    mode: Mode,
-    dir: &Path,
-) -> String {
+pub(super) fn baton(topology: &Topology, index: usize, options: &LabOptions, dir: &Path) -> String {
+    let mode = options.mode;
     let relay = topology.role(Role::Relay).nth(index).expect("the caller counts the relays");
     let (name, control) = (&relay.name, socket(dir, &relay.name));
     let mut peers = String::new();
@@ -210,7 +313,7 @@ pub(super) fn baton(
     if replicates(mode) {
         let _ = writeln!(channel, "channel = \"{}:{CHANNEL_PORT}\"", back(relay));
         let _ = writeln!(channel, "key_file = \"{}\"", key(dir).display());
-        let _ = writeln!(channel, "heartbeat = \"{HEARTBEAT}\"");
+        let _ = writeln!(channel, "heartbeat = \"{}ms\"", options.heartbeat.as_millis());
     }
     let mut text = format!(
         "\
@@ -276,7 +379,7 @@ fall = 2
         control = control.display(),
         lab = topology.name,
         priority = priority(index),
-        interval = interval.as_millis(),
+        interval = options.advert_interval.as_millis(),
         target = Segment::Back.v4(GATEWAY),
     );
     for service in SERVICES {
@@ -322,6 +425,7 @@ impl LabService {
             (Mode::Passthrough | Mode::Dsr, "round-robin") => "maglev",
             (_, scheduler) => scheduler,
         };
+        let most = if replicates(mode) { FLOWS } else { PROXIED };
         let mode = mode.name();
         // One client makes all of the lab's connections.
         let mut text = format!(
@@ -334,8 +438,8 @@ port = {port}
 mode = \"{mode}\"
 scheduler = \"{scheduler}\"
 check = \"{check}\"
-max_connections = 8000
-max_connections_per_source = 8000
+max_connections = {most}
+max_connections_per_source = {most}
 "
         );
         for backend in topology.role(Role::Backend) {
@@ -357,7 +461,9 @@ max_connections_per_source = 8000
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::lab::topology::MAX_RELAYS;
+    use crate::lab::process::Lifetime;
+    use crate::lab::topology::{Links, MAX_RELAYS};
+    use crate::lab::{HEARTBEAT, Servers};
 
     #[test]
     fn baton_understands_every_file_that_the_lab_writes_for_it() {
@@ -367,7 +473,19 @@ mod tests {
             (0..MAX_RELAYS).zip([Mode::Proxy, Mode::Passthrough, Mode::Dsr].into_iter().cycle())
         {
             let path = dir.path().join(format!("{index}.toml"));
-            let text = baton(&topology, index, Duration::from_millis(10), mode, dir.path());
+            let options = LabOptions {
+                name: "lab".into(),
+                relays: MAX_RELAYS,
+                links: Links::Two,
+                binary: "baton".into(),
+                software: Software::Baton,
+                mode,
+                servers: Servers::All,
+                advert_interval: Duration::from_millis(10),
+                heartbeat: HEARTBEAT,
+                lifetime: Lifetime::WithParent,
+            };
+            let text = baton(&topology, index, &options, dir.path());
             std::fs::write(&path, text).unwrap();
             let config = Config::load(&path).unwrap_or_else(|errors| panic!("{errors}"));
             assert_eq!(config.services.len(), SERVICES.len());

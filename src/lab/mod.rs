@@ -40,6 +40,9 @@ use netns::Netns;
 use process::Lifetime;
 pub use state::{LabStatus, NodeStatus, status};
 
+/// Between two heartbeats, unless something else is asked for.
+pub const HEARTBEAT: Duration = Duration::from_millis(10);
+
 /// Where every lab has its directory.
 pub const STATE: &str = "/run/baton-lab";
 
@@ -62,6 +65,8 @@ pub struct LabOptions {
     pub servers: Servers,
     /// Advertisement interval of the relays.
     pub advert_interval: Duration,
+    /// Between two heartbeats on the peer channel, where there is one.
+    pub heartbeat: Duration,
     /// Whether the lab outlives its maker.
     pub lifetime: Lifetime,
 }
@@ -74,6 +79,33 @@ pub enum Software {
     Baton,
     /// keepalived, with nftables forwarding: the peer to compare with.
     Keepalived,
+    /// The same, with conntrackd replicating the kernel's connections (FT-FW, external cache off).
+    Conntrackd,
+}
+
+impl Software {
+    /// Whether it is Baton's.
+    pub fn is_baton(self) -> bool {
+        self == Self::Baton
+    }
+
+    /// What it is called in reports.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Baton => "Baton",
+            Self::Keepalived => "keepalived",
+            Self::Conntrackd => "keepalived + conntrackd",
+        }
+    }
+
+    /// As on the command line and in the names of files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Baton => "baton",
+            Self::Keepalived => "keepalived",
+            Self::Conntrackd => "conntrackd",
+        }
+    }
 }
 
 /// How `baton run` forwards on the relays; what it does not say is as the configuration has it.
@@ -213,6 +245,7 @@ pub fn up(options: &LabOptions, say: &mut dyn FnMut(&str)) -> Result<Up, LabErro
     say(match options.software {
         Software::Baton => "starting `baton run` on every relay",
         Software::Keepalived => "starting keepalived on every relay",
+        Software::Conntrackd => "starting conntrackd and keepalived on every relay",
     });
     let active = lab.start_relays()?;
     lab.record(true)?;

@@ -66,6 +66,7 @@ impl Pool {
                 mode: Mode::Proxy,
                 servers: Servers::Echo,
                 advert_interval: Duration::from_millis(100),
+                heartbeat: baton::lab::HEARTBEAT,
                 lifetime: Lifetime::WithParent,
             },
             &mut |_| {},

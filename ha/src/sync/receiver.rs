@@ -90,6 +90,8 @@ pub struct Receiver {
     transfer_flows: u64,
     generation: u8,
     frames: u64,
+    /// When the first frame came that is not acknowledged.
+    unacknowledged: Option<Instant>,
     retry_at: Option<Instant>,
     digest: Option<Digest>,
     /// Of the last question.
@@ -118,6 +120,7 @@ impl Receiver {
             transfer_flows: 0,
             generation,
             frames: 0,
+            unacknowledged: None,
             retry_at: None,
             digest: None,
             run: 0,
@@ -126,12 +129,14 @@ impl Receiver {
         }
     }
 
-    /// Takes in what happened.
+    /// Takes in what happened. An acknowledgement waits for [`Receiver::handle_timeout`], so that
+    /// frames that come together have one.
     pub fn handle_input(&mut self, now: Instant, input: Input) {
         match input {
             Input::Connected => {
                 self.connected = true;
                 self.frames = 0;
+                self.unacknowledged = None;
                 self.subscribe();
             }
             Input::Disconnected => {
@@ -156,11 +161,14 @@ impl Receiver {
         if self.retry_at.take_if(|at| *at <= now).is_some() && self.connected {
             self.subscribe();
         }
+        if self.unacknowledged.take().is_some() && self.connected {
+            self.outputs.push_back(Output::Send(Frame::Ack { frames: self.frames }));
+        }
     }
 
     /// When [`Receiver::handle_timeout`] is wanted next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.retry_at
+        self.retry_at.into_iter().chain(self.unacknowledged).min()
     }
 
     /// The next thing to do.
@@ -241,7 +249,7 @@ impl Receiver {
             }
         }
         self.frames += 1;
-        self.outputs.push_back(Output::Send(Frame::Ack { frames: self.frames }));
+        self.unacknowledged.get_or_insert(now);
     }
 
     fn delta(&mut self, first: Position, changes: Vec<Change>) {

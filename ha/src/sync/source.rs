@@ -204,7 +204,8 @@ impl Source {
         }
     }
 
-    /// Takes in what happened.
+    /// Takes in what happened. Changes wait for [`Source::handle_timeout`], so that those that come
+    /// together go together.
     pub fn handle_input(&mut self, now: Instant, input: Input) {
         match input {
             Input::Active(epoch) => self.activate(now, epoch),
@@ -213,7 +214,7 @@ impl Source {
                 self.names = names;
                 self.peers.values_mut().for_each(|peer| peer.names = 0);
             }
-            Input::Changed(change) => self.changed(now, change),
+            Input::Changed(change) => return self.changed(now, change),
             Input::Lost => self.lost(now),
             Input::Connected(id) => drop(self.peers.insert(id, Peer::new())),
             Input::Disconnected(id) => drop(self.peers.remove(&id)),
@@ -224,7 +225,8 @@ impl Source {
         self.pump(now);
     }
 
-    /// Does what is due. To be called at [`Source::poll_timeout`], and never harmful before.
+    /// Does what is due. To be called at [`Source::poll_timeout`] and after changes, and never
+    /// harmful before.
     pub fn handle_timeout(&mut self, now: Instant) {
         let wanted = self.peers.values().any(|peer| peer.in_sync);
         if self.active

@@ -5,6 +5,7 @@
 //! * `race`, with `contender` and `load`: who is compared, doing what.
 //! * `packets`: nanoseconds for a packet, in the datapath's programs alone.
 //! * `footprint`: bytes for a flow, and from `baton run` to the first packet.
+//! * [`ha`]: the figures of failover, which `make bench-ha` takes.
 //! * `report`: medians, ratios, tables.
 //!
 //! Client, relays and backends share this machine's cores, so figures compare within one run only.
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 mod contender;
 mod footprint;
+pub mod ha;
 mod load;
 mod packets;
 mod race;
@@ -27,7 +29,7 @@ pub use report::{Report, render, write_into};
 
 use super::process::Lifetime;
 use super::topology::Links;
-use super::{Lab, LabError, LabOptions, Mode, Servers, Software};
+use super::{HEARTBEAT, Lab, LabError, LabOptions, Mode, Servers, Software};
 
 /// What a bench is to do.
 #[derive(Debug, Clone)]
@@ -114,6 +116,7 @@ fn lab(
         mode: Mode::Proxy,
         servers,
         advert_interval: Duration::from_millis(100),
+        heartbeat: HEARTBEAT,
         lifetime: Lifetime::WithParent,
     };
     Lab::build(options, say)
@@ -129,6 +132,13 @@ fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> std::io:
 fn quartiles(figures: &mut [f64]) -> [f64; 3] {
     figures.sort_by(f64::total_cmp);
     [1, 2, 3].map(|quarter| figures.get(figures.len() * quarter / 4).copied().unwrap_or(0.0))
+}
+
+/// The figure that such a share of all is at most; zero of none.
+fn percentile(figures: &mut [f64], share: f64) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let last = figures.len().saturating_sub(1);
+    figures.get((last as f64 * share).ceil() as usize).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]

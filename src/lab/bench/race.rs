@@ -177,7 +177,7 @@ fn set_congestion(lab: &Lab, name: &str) -> Result<(), LabError> {
 
 /// Processor time that all processes on a relay have used, in seconds: theirs and the kernel's
 /// on their behalf, all threads.
-fn cpu_seconds(lab: &Lab, relay: &str) -> Result<f64, LabError> {
+pub(super) fn cpu_seconds(lab: &Lab, relay: &str) -> Result<f64, LabError> {
     let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
     let mut total = 0;
     for pid in lab.netns(relay).pids().doing("listing processes")? {

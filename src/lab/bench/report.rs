@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::contender::Contender;
 use super::footprint::Footprint;
@@ -32,7 +32,7 @@ pub struct Report {
 }
 
 /// Where a bench ran.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Cores that client, relays and backends share.
     pub cores: usize,
@@ -258,9 +258,9 @@ const COSTS: [Column; 4] = [
 ];
 
 /// A part of the report, by the name that docs/performance.md marks its place with.
-struct Section {
-    name: &'static str,
-    text: String,
+pub(super) struct Section {
+    pub(super) name: &'static str,
+    pub(super) text: String,
 }
 
 /// The report as text that explains its figures.
@@ -281,8 +281,13 @@ pub fn render(report: &Report) -> String {
 /// # Errors
 /// The name of a section that the document has no place for.
 pub fn write_into(report: &Report, document: &str) -> Result<String, &'static str> {
+    place(sections(report), document)
+}
+
+/// `document` with these sections in their places.
+pub(super) fn place(sections: Vec<Section>, document: &str) -> Result<String, &'static str> {
     let mut document = document.to_owned();
-    for Section { name, text } in sections(report) {
+    for Section { name, text } in sections {
         let mark = format!("<!-- bench {name} -->\n");
         let start = document.find(&mark).ok_or(name)? + mark.len();
         let length = document[start..].find("<!-- end -->").ok_or(name)?;

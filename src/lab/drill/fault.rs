@@ -13,7 +13,7 @@ use crate::control::{self, Reply, Request};
 use crate::lab::netns::Netns;
 use crate::lab::process::signal;
 use crate::lab::topology::{Segment, VIP_BACK, VIP_FRONT, VIP_FRONT6};
-use crate::lab::{Doing, Lab, LabError, Software};
+use crate::lab::{Doing, Lab, LabError};
 
 /// How long a relay may take to end after SIGTERM.
 const RESTART_PATIENCE: Duration = Duration::from_secs(15);
@@ -98,6 +98,8 @@ pub(super) struct Cast {
 pub(super) struct Deed {
     /// Just before it was done.
     pub(super) at: Instant,
+    /// When it was done.
+    pub(super) done: Instant,
     /// The node.
     pub(super) node: String,
     /// What.
@@ -163,7 +165,7 @@ impl Hand {
                 (&self.cast.backend, "echo server stopped (SIGSTOP)".to_owned())
             }
         };
-        Ok(Deed { at, node: node.clone(), what })
+        Ok(Deed { at, done: Instant::now(), node: node.clone(), what })
     }
 
     /// Makes it good. `None`: there is nothing to be made good.
@@ -207,7 +209,7 @@ impl Hand {
             Fault::Takeover | Fault::Yield | Fault::Restart => return Ok(None),
         };
         let (node, what) = (node.clone(), what.to_owned());
-        Ok(Some(Deed { at, node, what }))
+        Ok(Some(Deed { at, done: Instant::now(), node, what }))
     }
 
     /// The processes that a fault hits. Everything of a relay's namespace is its daemon's, but
@@ -218,7 +220,7 @@ impl Hand {
         } else {
             (&self.cast.backend, "echo")
         };
-        let everything = fault == Fault::PowerOff || lab.options.software == Software::Keepalived;
+        let everything = fault == Fault::PowerOff || !lab.options.software.is_baton();
         if fault.moves_vip() && everything {
             return lab.netns(node).pids().doing("listing the relay's processes");
         }

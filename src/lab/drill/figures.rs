@@ -3,6 +3,7 @@
 
 use super::fault::Fault;
 use super::report::{Report, Spread};
+use crate::lab::Software;
 
 /// Titles, and whether the column is of numbers.
 const HEAD: [(&str, bool); 9] = [
@@ -45,9 +46,9 @@ pub fn table(reports: &[Report]) -> String {
 
 fn row(report: &Report) -> [String; 9] {
     let summary = &report.summary;
-    let relays = match report.mode.as_str() {
-        "nat" => "keepalived".to_owned(),
-        mode => format!("**Baton** {mode}"),
+    let relays = match (report.relays, report.mode.as_str()) {
+        (Software::Baton, mode) => format!("**Baton** {mode}"),
+        (other, _) => other.title().to_owned(),
     };
     let lost = summary.connections.lost.map_or(0.0, |lost| lost.median);
     let established = summary.connections.established.map_or(0.0, |all| all.median);
@@ -65,9 +66,10 @@ fn row(report: &Report) -> [String; 9] {
 }
 
 /// Where a report stands among those of one fault.
-fn rank(report: &Report) -> usize {
+fn rank(report: &Report) -> (usize, &str) {
     let modes = ["passthrough", "dsr", "proxy"];
-    modes.iter().position(|mode| *mode == report.mode).unwrap_or(modes.len())
+    let place = modes.iter().position(|mode| *mode == report.mode).unwrap_or(modes.len());
+    (place, report.relays.name())
 }
 
 fn order(fault: Fault) -> usize {
@@ -85,22 +87,25 @@ fn cell(spread: Option<Spread>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::Mode::{self, Passthrough, Proxy};
+    use crate::lab::Software::{Baton, Keepalived};
+    use crate::lab::drill::DrillOptions;
+    use crate::lab::drill::report::tests::options;
     use crate::lab::drill::report::{OutageMs, Run};
-    use std::time::Duration;
 
     #[test]
     fn baton_stands_above_keepalived_and_short_intervals_above_long_ones() {
-        let report = |fault, mode: &str, ms, udp| {
+        let report = |fault, relays, mode: Mode, ms, udp| {
             let outage_ms = OutageMs { udp: Some(udp), ..Default::default() };
             let runs = vec![Run { outage_ms, ..Default::default() }];
-            Report::new(fault, mode, Duration::from_millis(ms), runs)
+            Report::new(&DrillOptions { mode, ..options(fault, relays, ms) }, runs)
         };
         let table = table(&[
-            report(Fault::Kill, "nat", 100, 3.4),
-            report(Fault::PowerOff, "proxy", 100, 2.0),
-            report(Fault::Kill, "proxy", 100, 1.0),
-            report(Fault::Kill, "passthrough", 100, 0.0),
-            report(Fault::Kill, "nat", 10, 14.0),
+            report(Fault::Kill, Keepalived, Proxy, 100, 3.4),
+            report(Fault::PowerOff, Baton, Proxy, 100, 2.0),
+            report(Fault::Kill, Baton, Proxy, 100, 1.0),
+            report(Fault::Kill, Baton, Passthrough, 100, 0.0),
+            report(Fault::Kill, Keepalived, Proxy, 10, 14.0),
         ]);
         let rows: Vec<&str> = table.lines().collect();
         assert!(rows.iter().all(|row| row.len() == rows[0].len()), "{table}");

@@ -23,11 +23,12 @@ pub mod report;
 mod steps;
 mod wire;
 
+use canary::churn::{Churn, Held};
 use canary::{Ledger, Worker, fresh, read, steady, udp};
 use fault::{Cast, Deed, Fault, Hand};
 use outage::Attempt;
 pub use render::render;
-use report::{Connections, OutageMs, Report, Run, ms};
+use report::{Churned, Connections, OutageMs, Report, Run, ms};
 
 use super::process::Lifetime;
 use super::topology::{ECHO_PORT, Links, Role, VIP_FRONT, VIP_FRONT6};
@@ -43,6 +44,10 @@ const STEADY: Duration = Duration::from_millis(600);
 const UNDER_WAY: Duration = Duration::from_millis(150);
 /// Everything runs for this long before the fault.
 const CALM: Duration = Duration::from_millis(500);
+/// For how long connections that are held are opened before the fault.
+const RAMP: Duration = Duration::from_secs(5);
+/// And after it.
+const RAMP_ON: Duration = Duration::from_secs(1);
 /// After a fault that leaves the VIP where it is, the kernel has removed it by then.
 const VIP_EXPIRY: Duration = Duration::from_millis(3500);
 
@@ -57,10 +62,14 @@ pub struct DrillOptions {
     pub mode: Mode,
     /// Advertisement interval of the relays.
     pub advert_interval: Duration,
+    /// Between two heartbeats on the peer channel.
+    pub heartbeat: Duration,
     /// New TCP connections a second, at least 1.
     pub rate: u32,
     /// Long-lived TCP connections.
     pub connections: usize,
+    /// New TCP connections a second that are held, besides.
+    pub churn: Option<u32>,
     /// How many runs, each in a lab of its own.
     pub runs: usize,
     /// The `baton` program.
@@ -96,12 +105,7 @@ pub fn run(options: &DrillOptions, say: &mut dyn FnMut(&str)) -> Result<Outcome,
         }));
         runs.push(run);
     }
-    let mode = match options.software {
-        Software::Baton => options.mode.name(),
-        Software::Keepalived => "nat",
-    };
-    let report = Report::new(options.fault, mode, options.advert_interval, runs);
-    Ok(Outcome { report, failures })
+    Ok(Outcome { report: Report::new(options, runs), failures })
 }
 
 /// From now on SIGINT, SIGTERM and SIGHUP end a drill in order instead of the process.
@@ -128,14 +132,20 @@ fn run_once(
     say(&format!("{} is Active; starting canary traffic", cast.active));
     let hand = Hand::new(&lab, cast)?;
     let watch = Watch::start(&lab, options)?;
-    interrupt::sleep(CALM)?;
+    let churn = options.churn.map(|rate| start_churn(&lab, rate)).transpose()?;
+    interrupt::sleep(if churn.is_some() { RAMP } else { CALM })?;
 
     say(&format!("fault: {} on {}", options.fault.name(), hand.cast().active));
     let deed = hand.inject(&mut lab, options.fault)?;
     let (hold, after) = observation(options);
+    if let Some(churn) = &churn {
+        interrupt::sleep((deed.at + RAMP_ON).saturating_duration_since(Instant::now()))?;
+        churn.hold();
+    }
     interrupt::sleep((deed.at + hold).saturating_duration_since(Instant::now()))?;
     let returned = watch.await_steady(RETURN_PATIENCE)?;
     let mut failures = judge_fault(&lab, options, hand.cast(), returned)?;
+    let held = churn.map(Churn::ask).transpose().doing("holding connections")?;
 
     let healed = hand.heal(&mut lab, options.fault)?;
     if let Some(healed) = &healed {
@@ -147,9 +157,33 @@ fn run_once(
     let seen = watch.finish();
     let logs = logs::read(&lab);
     drop(lab);
-    let run = seen.run(&hand, deed, healed, &logs);
+    let done = deed.done;
+    let mut run = seen.run(&hand, deed, healed, &logs);
+    if let Some((rate, held)) = options.churn.zip(held) {
+        run.wrong_bytes += held.iter().map(|held| held.wrong).sum::<u64>();
+        run.churn = Some(churned(rate, &held, done));
+    }
     failures.extend(judge_run(&run));
     Ok((run, failures))
+}
+
+fn start_churn(lab: &Lab, rate: u32) -> Result<Churn, LabError> {
+    let target = SocketAddr::from((VIP_FRONT, ECHO_PORT));
+    Churn::start(&lab.netns("client"), target, rate).doing("starting a thread")
+}
+
+/// Of those that were established when the fault was done: what came later is no survivor of it.
+fn churned(rate: u32, held: &[Held], done: Instant) -> Churned {
+    let before = || held.iter().filter(|held| held.established <= done);
+    let lost = before().filter(|held| !held.survived);
+    let oldest = lost.clone().map(|held| done - held.established).max();
+    Churned {
+        rate,
+        established: before().count() as u64,
+        survived: before().filter(|held| held.survived).count() as u64,
+        lost: lost.count() as u64,
+        oldest_lost_ms: oldest.map(ms),
+    }
 }
 
 fn lab_options(options: &DrillOptions) -> LabOptions {
@@ -162,6 +196,7 @@ fn lab_options(options: &DrillOptions) -> LabOptions {
         mode: options.mode,
         servers: Servers::Echo,
         advert_interval: options.advert_interval,
+        heartbeat: options.heartbeat,
         lifetime: Lifetime::WithParent,
     }
 }
@@ -371,6 +406,7 @@ impl Seen {
                 new_ok,
                 new_failed: new.count() as u64 - new_ok,
             },
+            churn: None,
             wrong_bytes: self.wrong + self.steady.iter().map(|fate| fate.wrong).sum::<u64>(),
             two_answering_ms: two_answering.max().map(ms),
             steps: steps::steps(&self, hand, &deed, healed.as_ref(), logs),

@@ -48,6 +48,7 @@ fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
 fn figures(text: &mut String, report: &Report, style: &Style) {
     let summary = &report.summary;
     let (outage, connections) = (&summary.outage_ms, &summary.connections);
+    let churn = summary.churn;
     let rows = [
         ("outage, UDP", outage.udp, "ms", "no answer to a probe sent every millisecond"),
         ("outage, new TCP", outage.tcp_new, "ms", "no new connection that was begun got through"),
@@ -61,6 +62,8 @@ fn figures(text: &mut String, report: &Report, style: &Style) {
         ("connections lost", connections.lost, "", "long-lived ones, reset, closed or silent"),
         ("new, answered", connections.new_ok, "", "new connections since the fault"),
         ("new, failed", connections.new_failed, "", "refused, reset, or no answer in 0.9 s"),
+        ("churn, survived", churn.map(|churn| churn.survived), "", "of those opened for --churn"),
+        ("churn, lost", churn.map(|churn| churn.lost), "", "established, and no second echo"),
         ("wrong bytes", summary.wrong_bytes, "", "came back other than they were sent"),
         ("two answering", summary.two_answering_ms, "ms", "two nodes answered ARP or NS for a VIP"),
     ];
@@ -68,7 +71,8 @@ fn figures(text: &mut String, report: &Report, style: &Style) {
     if several {
         line(text, format_args!("  {:<18}{:>10}{:>12}", "", "median", "worst"));
     }
-    for (name, spread, unit, why) in rows {
+    let shown = |name: &str| churn.is_some() || !name.starts_with("churn");
+    for (name, spread, unit, why) in rows.into_iter().filter(|(name, ..)| shown(name)) {
         let median = show(spread.map(|spread| spread.median));
         let worst = match several {
             true => format!("{:>12}", show(spread.map(|spread: Spread| spread.worst))),
@@ -104,9 +108,10 @@ fn steps(text: &mut String, run: &Run, runs: usize, style: &Style) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::Software;
     use crate::lab::drill::fault::Fault;
+    use crate::lab::drill::report::tests::options;
     use crate::lab::drill::report::{OutageMs, Step};
-    use std::time::Duration;
 
     #[test]
     fn figures_stand_under_each_other_and_colours_only_where_wanted() {
@@ -115,7 +120,7 @@ mod tests {
             steps: vec![Step { t_ms: 0.0, node: "relay1".into(), what: "killed".into() }],
             ..Default::default()
         };
-        let report = |runs| Report::new(Fault::Kill, "proxy", Duration::from_millis(100), runs);
+        let report = |runs| Report::new(&options(Fault::Kill, Software::Baton, 100), runs);
         let one = render(&report(vec![run(331.2)]), "Baton", &[], false);
         assert!(one.contains("  outage, UDP            331.2 ms  no answer"), "{one}");
         assert!(one.contains("  outage, new TCP            - ms  "), "{one}");

@@ -5,17 +5,23 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::DrillOptions;
 use super::fault::Fault;
+use crate::lab::Software;
 
 /// A whole drill.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// What was broken.
     pub fault: Fault,
+    /// What ran on the relays.
+    pub relays: Software,
     /// How the relays forward: `proxy`, `passthrough`, `dsr`; `nat` for keepalived with nftables.
     pub mode: String,
     /// Advertisement interval of the relays.
     pub advert_interval_ms: u64,
+    /// Between two heartbeats on the peer channel, which there is in `passthrough` and `dsr`.
+    pub heartbeat_ms: u64,
     /// Every run.
     pub runs: Vec<Run>,
     /// Median and worst of the runs.
@@ -29,6 +35,8 @@ pub struct Run {
     pub outage_ms: OutageMs,
     /// What became of connections.
     pub connections: Connections,
+    /// What became of those that were opened one after the other and held, with `--churn`.
+    pub churn: Option<Churned>,
     /// Bytes that came back different from what was sent.
     pub wrong_bytes: u64,
     /// For how long two nodes answered for the VIP: ARP or Neighbor Solicitations, whichever was
@@ -64,6 +72,21 @@ pub struct Connections {
     pub new_failed: u64,
 }
 
+/// Connections that were opened at a steady rate and held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Churned {
+    /// New ones a second.
+    pub rate: u32,
+    /// Those whose first record had come back when the fault was done.
+    pub established: u64,
+    /// Those whose second record came back after it, byte for byte.
+    pub survived: u64,
+    /// Those whose second record did not.
+    pub lost: u64,
+    /// How old the oldest lost one was when the fault came, in milliseconds.
+    pub oldest_lost_ms: Option<f64>,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
@@ -82,6 +105,8 @@ pub struct Summary {
     pub outage_ms: OutageSummary,
     /// Of [`Run::connections`].
     pub connections: ConnectionsSummary,
+    /// Of [`Run::churn`], where there was any.
+    pub churn: Option<ChurnedSummary>,
     /// Of [`Run::wrong_bytes`].
     pub wrong_bytes: Option<Spread>,
     /// Of [`Run::two_answering_ms`].
@@ -114,6 +139,17 @@ pub struct ConnectionsSummary {
     pub new_failed: Option<Spread>,
 }
 
+/// Of [`Churned`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ChurnedSummary {
+    /// Of [`Churned::survived`]; the worst is the fewest.
+    pub survived: Spread,
+    /// Of [`Churned::lost`].
+    pub lost: Spread,
+    /// Of all runs together, the share of the established ones that survived.
+    pub share: f64,
+}
+
 /// A figure over several runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
@@ -130,10 +166,38 @@ pub(super) fn ms(duration: Duration) -> f64 {
 
 impl Report {
     /// A report of these runs.
-    pub(super) fn new(fault: Fault, mode: &str, interval: Duration, runs: Vec<Run>) -> Self {
-        let summary = Summary::of(&runs);
-        let advert_interval_ms = interval.as_millis() as u64;
-        Self { fault, mode: mode.to_owned(), advert_interval_ms, runs, summary }
+    pub(super) fn new(options: &DrillOptions, runs: Vec<Run>) -> Self {
+        let mode = match options.software {
+            Software::Baton => options.mode.name(),
+            Software::Keepalived | Software::Conntrackd => "nat",
+        };
+        Self {
+            fault: options.fault,
+            relays: options.software,
+            mode: mode.to_owned(),
+            advert_interval_ms: options.advert_interval.as_millis() as u64,
+            heartbeat_ms: options.heartbeat.as_millis() as u64,
+            summary: Summary::of(&runs),
+            runs,
+        }
+    }
+}
+
+impl Report {
+    /// Whether another is of the same drill.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        let what = |report: &Self| {
+            let churn = report.runs.first().and_then(|run| run.churn).map(|churn| churn.rate);
+            let intervals = (report.advert_interval_ms, report.heartbeat_ms);
+            (report.fault, report.relays, report.mode.clone(), intervals, churn)
+        };
+        what(self) == what(other)
+    }
+
+    /// Adds its runs.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.runs.extend(other.runs);
+        self.summary = Summary::of(&self.runs);
     }
 }
 
@@ -143,6 +207,7 @@ impl Summary {
         let high = |figure: &dyn Fn(&Run) -> Option<f64>| {
             Spread::of(runs.iter().filter_map(figure), f64::max)
         };
+        let churned = || runs.iter().filter_map(|run| run.churn);
         let low = |figure: &dyn Fn(&Run) -> u64| {
             Spread::of(runs.iter().map(|run| figure(run) as f64), f64::min)
         };
@@ -159,9 +224,22 @@ impl Summary {
                 new_ok: low(&|run| run.connections.new_ok),
                 new_failed: high(&|run| Some(run.connections.new_failed as f64)),
             },
+            churn: ChurnedSummary::of(&churned().collect::<Vec<_>>()),
             wrong_bytes: high(&|run| Some(run.wrong_bytes as f64)),
             two_answering_ms: high(&|run| run.two_answering_ms),
         }
+    }
+}
+
+impl ChurnedSummary {
+    fn of(runs: &[Churned]) -> Option<Self> {
+        let of = |figure: fn(&Churned) -> u64| runs.iter().map(move |run| figure(run) as f64);
+        let established: f64 = of(|run| run.established).sum();
+        Some(Self {
+            survived: Spread::of(of(|run| run.survived), f64::min)?,
+            lost: Spread::of(of(|run| run.lost), f64::max)?,
+            share: of(|run| run.survived).sum::<f64>() / established.max(1.0),
+        })
     }
 }
 
@@ -181,8 +259,28 @@ impl Spread {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::lab::{HEARTBEAT, Mode};
+
+    pub(in crate::lab::drill) fn options(
+        fault: Fault,
+        software: Software,
+        ms: u64,
+    ) -> DrillOptions {
+        DrillOptions {
+            fault,
+            software,
+            mode: Mode::Proxy,
+            advert_interval: Duration::from_millis(ms),
+            heartbeat: HEARTBEAT,
+            rate: 1,
+            connections: 0,
+            churn: None,
+            runs: 1,
+            binary: "baton".into(),
+        }
+    }
 
     fn run(udp: Option<f64>, kept: u64) -> Run {
         Run {
@@ -207,18 +305,21 @@ mod tests {
     #[test]
     fn the_json_has_these_fields_and_no_others() {
         let mut report =
-            Report::new(Fault::PowerOff, "proxy", Duration::from_millis(100), vec![run(None, 3)]);
+            Report::new(&options(Fault::PowerOff, Software::Baton, 100), vec![run(None, 3)]);
         report.runs[0].steps.push(Step { t_ms: 0.5, node: "relay1".into(), what: "x".into() });
         let spread = serde_json::json!({"median": 3.0, "worst": 3.0});
         let count = |value: f64| serde_json::json!({"median": value, "worst": value});
         let expected = serde_json::json!({
             "fault": "power-off",
+            "relays": "baton",
             "mode": "proxy",
             "advert_interval_ms": 100,
+            "heartbeat_ms": 10,
             "runs": [{
                 "outage_ms": {"udp": null, "tcp_new": 1.0, "tcp_established": null},
                 "connections":
                     {"established": 20, "kept": 3, "lost": 0, "new_ok": 0, "new_failed": 0},
+                "churn": null,
                 "wrong_bytes": 0,
                 "two_answering_ms": null,
                 "steps": [{"t_ms": 0.5, "node": "relay1", "what": "x"}],
@@ -229,6 +330,7 @@ mod tests {
                     "established": count(20.0), "kept": spread, "lost": count(0.0),
                     "new_ok": count(0.0), "new_failed": count(0.0),
                 },
+                "churn": null,
                 "wrong_bytes": count(0.0),
                 "two_answering_ms": null,
             },

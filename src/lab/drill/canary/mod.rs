@@ -15,6 +15,7 @@ use nix::sys::time::TimeSpec;
 
 use super::outage::Attempt;
 
+pub(super) mod churn;
 pub(super) mod fresh;
 pub(super) mod steady;
 pub(super) mod udp;
@@ -63,8 +64,13 @@ impl<T: Send + 'static> Worker<T> {
     }
 
     /// Stops it and returns what it has to say.
-    pub(super) fn finish(mut self) -> T {
+    pub(super) fn finish(self) -> T {
         self.stop();
+        self.join()
+    }
+
+    /// Waits until it ends by itself.
+    pub(super) fn join(mut self) -> T {
         let thread = self.thread.take().expect("only this takes it, and it consumes the worker");
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
