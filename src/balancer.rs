@@ -20,6 +20,7 @@ use baton_ha::channel::key::ClusterKey;
 use baton_ha::config::{ChannelConfig, HaConfig, Vip};
 use baton_ha::driver::{self, Handle, Outcome, View};
 use baton_ha::lease::Lease;
+use baton_ha::state::Value;
 use baton_ha::vrrp::router::State;
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::cluster::{self, Cluster};
 use crate::config::system::System;
 use crate::config::{self, Config};
 use crate::control::{Answer, Reply, Request, Socket};
@@ -35,11 +37,15 @@ use crate::datapath::sessions::{Ended, Sessions, Wanted};
 use crate::datapath::{Datapath, Report, load::Sizes};
 use crate::guard;
 use crate::health::Checks;
-use crate::pool::{Admin, Member, Pool};
+use crate::pool::Pool;
 use crate::proxy::{self, Proxy};
 use crate::replication::{self, Replication};
 use crate::service::Service;
-use crate::status::{DatapathStatus, Election, ReplicationStatus, ServiceStatus, Status};
+use crate::status::{
+    DatapathStatus, Election, ReplicationStatus, ServiceStatus, SettingsStatus, Status,
+};
+
+mod backends;
 
 /// How often the datapath is looked after.
 const TEND: Duration = Duration::from_millis(100);
@@ -135,6 +141,8 @@ struct Balancer {
     datapath: Arc<OnceLock<Datapath>>,
     /// Opened with the lease, once there is a datapath.
     gates: Arc<Gates>,
+    /// What the other nodes are told, and tell.
+    cluster: Arc<Cluster>,
     /// How flows get to the other nodes, where there is a peer channel.
     replication: Option<watch::Receiver<Replication>>,
     live: Mutex<Live>,
@@ -171,6 +179,7 @@ impl Balancer {
         start_datapath(&datapath, &config, &pools, &gates)?;
         let checks = Checks::start(&pools);
         let mut replication = None;
+        let mut cluster = Arc::new(Cluster::new(&config.node.name, Vec::new(), None));
         let election = match with_channel(&config)? {
             Some(ha) => {
                 let lease = match guard::post(&ha, &config.node.control) {
@@ -179,9 +188,12 @@ impl Balancer {
                 };
                 let lease = lease.with_gate(Arc::<Gates>::clone(&gates));
                 let (handle, port) = driver::start(ha.clone(), Some(lease))?;
+                let peers = ha.channel.iter().flat_map(|channel| &channel.peers);
+                let names = peers.map(|peer| peer.name.clone()).collect();
+                cluster = Arc::new(Cluster::new(&config.node.name, names, port.as_ref()));
                 if let Some(port) = port {
-                    replication =
-                        Some(replication::start(port, handle.view(), Arc::clone(&datapath))?);
+                    let (datapath, cluster) = (Arc::clone(&datapath), Arc::clone(&cluster));
+                    replication = Some(replication::start(port, handle.view(), datapath, cluster)?);
                 }
                 Some((ha, handle))
             }
@@ -204,6 +216,7 @@ impl Balancer {
                 proxy,
                 datapath,
                 gates,
+                cluster,
                 replication,
                 live,
             }),
@@ -220,6 +233,7 @@ impl Balancer {
         // On its own: neither SIGTERM nor the election waits for a reload.
         let reloads = tokio::spawn(Arc::clone(&self).follow_hangup(hangup));
         let datapath = tokio::spawn(Arc::clone(&self).drive_datapath());
+        let cluster = tokio::spawn(Arc::clone(&self).follow_cluster());
         let mut election = pin!(self.follow_election());
         notify(NotifyState::Ready);
         let outcome = tokio::select! {
@@ -239,6 +253,7 @@ impl Balancer {
         control.abort();
         reloads.abort();
         datapath.abort();
+        cluster.abort();
         outcome.map(drop)
     }
 
@@ -327,13 +342,16 @@ impl Balancer {
             .as_ref()
             .map(|(ha, handle)| Election::of(ha, &handle.view().borrow(), Instant::now()));
         let now = SystemTime::now();
+        let (sights, settings) = (self.cluster.sights(), self.cluster.settings());
         let service = |pool: &Arc<Pool>| {
             let mut service = ServiceStatus::of(pool, now);
             if let Some(report) = &report {
                 service.add_kernel(report);
             }
+            service.add_cluster(&sights, &settings);
             service
         };
+        let services: Vec<_> = live.pools.iter().map(service).collect();
         Status {
             node: live.config.node.name.clone(),
             cluster: live.config.cluster.clone(),
@@ -343,7 +361,8 @@ impl Balancer {
             election,
             replication: self.replication_status(report.as_ref()),
             datapath: report.as_ref().map(DatapathStatus::of),
-            services: live.pools.iter().map(service).collect(),
+            settings: SettingsStatus::of(&self.cluster, &settings, &services),
+            services,
         }
     }
 
@@ -396,27 +415,6 @@ impl Balancer {
         }
     }
 
-    async fn set_backend(&self, name: &str, admin: Admin) -> anyhow::Result<Done> {
-        let live = self.live.lock().await;
-        let found = members(&live.pools, name);
-        if found.is_empty() {
-            bail!("there is no backend `{name}`; there are {}", known(&live.pools).join(", "));
-        }
-        let mut steps = Vec::new();
-        for (pool, member) in &found {
-            let was = member.set_admin(admin);
-            let name = format!("{}/{}", pool.service.name, member.backend.name);
-            tracing::info!(backend = name, from = ?was, to = ?admin, "set by the operator");
-            steps.push(Step { t_ms: 0.0, what: format!("{name}: {was} → {admin}") });
-        }
-        let summary = match admin {
-            Admin::Enabled => "new connections may go there again",
-            Admin::Drained => "no new connections go there; those it has end by themselves",
-            Admin::Disabled => "no new connections go there; those it had are reset",
-        };
-        Ok(Done { summary: summary.into(), steps })
-    }
-
     /// Applies the file as it is now, or leaves everything as it is.
     async fn reload(&self) -> anyhow::Result<Done> {
         let mut live = self.live.lock().await;
@@ -432,6 +430,8 @@ impl Balancer {
         warn_of(&new);
         let pools: Vec<_> =
             new.services.iter().map(|service| renewed(&live.pools, service)).collect();
+        // A backend that comes back is drained still before it gets anything.
+        cluster::apply_settings(&self.cluster, &pools);
         start_datapath(&self.datapath, &new, &pools, &self.gates).context("nothing was changed")?;
         if let Some(datapath) = self.datapath.get() {
             tokio::task::block_in_place(|| datapath.choose_hook(new.datapath.hook))
@@ -479,7 +479,12 @@ impl Answer for Balancer {
             Request::Takeover => self.takeover().await,
             Request::Yield => self.yield_now().await,
             Request::Reload => self.reload().await,
-            Request::SetBackend { backend, admin } => self.set_backend(&backend, admin).await,
+            Request::SetBackend { backend, admin } => {
+                self.set_backend(&backend, Value::Admin(admin)).await
+            }
+            Request::SetWeight { backend, weight } => {
+                self.set_backend(&backend, Value::Weight(weight)).await
+            }
         };
         match done {
             Ok(done) => Reply::ok(done),
@@ -623,23 +628,6 @@ fn changes(old: &[Arc<Service>], new: &[Arc<Service>]) -> Vec<String> {
         }
     }
     changes
-}
-
-/// The members that `BACKEND` or `SERVICE/BACKEND` means.
-fn members<'a>(pools: &'a [Arc<Pool>], name: &str) -> Vec<(&'a Arc<Pool>, &'a Arc<Member>)> {
-    let all = pools.iter().flat_map(|pool| pool.members.iter().map(move |member| (pool, member)));
-    all.filter(|(pool, member)| {
-        let (service, backend) = (&pool.service.name, &member.backend.name);
-        name == backend || name == format!("{service}/{backend}")
-    })
-    .collect()
-}
-
-fn known(pools: &[Arc<Pool>]) -> Vec<String> {
-    let name = |pool: &Arc<Pool>, member: &Arc<Member>| {
-        format!("{}/{}", pool.service.name, member.backend.name)
-    };
-    pools.iter().flat_map(|pool| pool.members.iter().map(|member| name(pool, member))).collect()
 }
 
 impl Done {

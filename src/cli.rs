@@ -135,19 +135,26 @@ enum Command {
     },
     /// Give a backend no new connections; those it has end by themselves.
     ///
-    /// On this node, until its daemon ends: say it on each node.
+    /// On all nodes, whichever is told, until `baton enable`: a takeover or a restart does not undo
+    /// it. A node that can't be reached learns it when it is back.
     #[command(after_help = EXIT_CODES)]
     Drain(BackendArgs),
     /// Use a backend again.
     ///
-    /// On this node: say it on each node.
+    /// On all nodes, whichever is told. Also of a backend that is no longer in the file, by
+    /// address and port, as `baton status` lists it.
     #[command(after_help = EXIT_CODES)]
     Enable(BackendArgs),
     /// Give a backend no new connections and reset those it has.
     ///
-    /// On this node, until its daemon ends: say it on each node.
+    /// On all nodes, as `drain`.
     #[command(after_help = EXIT_CODES)]
     Disable(BackendArgs),
+    /// Give a backend another weight than the file does, or, without WEIGHT, the file's again.
+    ///
+    /// On all nodes, as `drain`.
+    #[command(after_help = EXIT_CODES)]
+    Weight(WeightArgs),
     /// Read the configuration file again.
     ///
     /// Services, backends and checks change at once; connections to what stays go on. A file that
@@ -343,6 +350,17 @@ struct BackendArgs {
     asked: Asked,
 }
 
+#[derive(Debug, Args)]
+struct WeightArgs {
+    /// BACKEND, or SERVICE/BACKEND; without a service it is meant in every service.
+    backend: String,
+    /// Its share beside the others' (1 to 256).
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
+    weight: Option<u16>,
+    #[command(flatten)]
+    asked: Asked,
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .ok()
@@ -404,6 +422,9 @@ impl Command {
             Command::Drain(args) => args.set(Admin::Drained)?,
             Command::Enable(args) => args.set(Admin::Enabled)?,
             Command::Disable(args) => args.set(Admin::Disabled)?,
+            Command::Weight(WeightArgs { backend, weight, asked }) => {
+                command(&asked, &Request::SetWeight { backend, weight })?;
+            }
             Command::Reload { asked } => command(&asked, &Request::Reload)?,
             Command::Guard(guard) => guard.stand()?,
             Command::Unload => {

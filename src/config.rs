@@ -71,6 +71,9 @@ pub struct Config {
     /// Election, peers and VIPs; `None` without VIPs (a node that balances on its own addresses
     /// takes part in no election).
     pub ha: Option<HaConfig>,
+    /// How long this node, as Active, lets a peer see more healthy backends before it gives way to
+    /// it; `None`: for ever.
+    pub sick_after: Option<Duration>,
     /// The VIPs' names, in the order of [`HaConfig::vips`]; empty without VIPs.
     pub vip_names: Vec<String>,
     /// `[datapath]`.
@@ -207,6 +210,7 @@ impl Parts {
             cluster: self.cluster.name,
             channel: self.cluster.channel,
             ha: self.election.ha,
+            sick_after: self.election.sick_after,
             vip_names: self.vips.right.into_iter().map(|vip| vip.name).collect(),
             datapath: self.datapath,
             services: services.collect(),

@@ -54,6 +54,13 @@ pub enum Request {
         /// What the operator says.
         admin: crate::pool::Admin,
     },
+    /// Sets a backend's weight.
+    SetWeight {
+        /// As above.
+        backend: String,
+        /// 1–256; `None`: what the file says.
+        weight: Option<u16>,
+    },
 }
 
 /// What the daemon answers.

@@ -13,6 +13,7 @@
 //! * [`scheduler`]: the choice, pure; [`sources`]: connections per source address.
 //! * [`maglev`], [`turns`]: tables of backends; [`datapath`]: passthrough and dsr in the kernel.
 //! * [`backend`]: what the backends of dsr services need, on their machines.
+//! * [`cluster`]: what operators set and nodes see, between the nodes and the pools.
 //! * [`replication`]: flows, from the kernel's tables to the other nodes and back.
 //! * [`proxy`]: accept, connect, splice, half-close; UDP sessions.
 //! * [`health`]: rise/fall machine and the probes.
@@ -26,6 +27,7 @@
 pub mod backend;
 pub mod balancer;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod datapath;

@@ -6,16 +6,16 @@
 //! [`crate::scheduler`], the limit per source is kept by [`crate::sources`].
 
 use std::cell::Cell;
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+pub use baton_ha::state::{Admin, Health};
 
 use crate::scheduler::{self, Candidate, Turn};
 use crate::service::{Backend, Service};
@@ -83,8 +83,15 @@ pub struct Member {
 /// What changes about a backend; it outlives a reload of the configuration.
 #[derive(Debug)]
 pub struct Standing {
-    health: AtomicU8,
+    /// What this node's checks say.
+    sees: AtomicU8,
+    /// What selects instead, [`NOBODY`] if nothing does.
+    lead: AtomicU8,
     admin: AtomicU8,
+    /// What the operator says, 0 if nothing.
+    weight: AtomicU16,
+    /// Probes that have ended with a result.
+    probes: AtomicU64,
     /// Connections (or UDP sessions) now; never more than the backend's `max_connections`.
     pub connections: AtomicU32,
     /// Connections (or UDP sessions) since the start.
@@ -106,50 +113,6 @@ pub struct Report {
     pub checked: Option<SystemTime>,
     /// How long the last probe took.
     pub took: Option<Duration>,
-}
-
-/// What the checks say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Health {
-    /// Not probed yet.
-    Unknown,
-    /// Answers.
-    Up,
-    /// Does not answer.
-    Down,
-}
-
-impl fmt::Display for Health {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unknown => "unknown",
-            Self::Up => "up",
-            Self::Down => "down",
-        })
-    }
-}
-
-/// What the operator says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Admin {
-    /// In use.
-    Enabled,
-    /// No new connections; those that are there end by themselves.
-    Drained,
-    /// No new connections; those that are there are reset.
-    Disabled,
-}
-
-impl fmt::Display for Admin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Enabled => "enabled",
-            Self::Drained => "drained",
-            Self::Disabled => "disabled",
-        })
-    }
 }
 
 impl ServiceCounters {
@@ -185,8 +148,11 @@ impl Member {
         let (health, reason) =
             if checked { (Health::Unknown, "not probed yet") } else { (Health::Up, UNCHECKED) };
         let standing = Standing {
-            health: AtomicU8::new(health as u8),
+            sees: AtomicU8::new(health as u8),
+            lead: AtomicU8::new(NOBODY),
             admin: AtomicU8::new(Admin::Enabled as u8),
+            weight: AtomicU16::new(0),
+            probes: AtomicU64::new(0),
             connections: AtomicU32::new(0),
             total: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -217,9 +183,14 @@ impl Member {
         Arc::ptr_eq(&self.standing, &other.standing)
     }
 
+    /// Its weight: what the operator says, else the file.
+    pub fn weight(&self) -> u16 {
+        self.weight_set().unwrap_or(self.backend.weight)
+    }
+
     fn candidate(&self) -> Candidate<'_> {
         Candidate {
-            weight: self.backend.weight,
+            weight: self.weight(),
             connections: self.connections.load(Ordering::Relaxed),
             key: self.key,
             turn: &self.turn,
@@ -238,32 +209,81 @@ impl Deref for Member {
 /// The reason for the health of a backend that nothing checks.
 const UNCHECKED: &str = "not checked";
 
+/// [`Standing::lead`] of nobody.
+const NOBODY: u8 = u8::MAX;
+
+fn health_of(byte: u8) -> Health {
+    match byte {
+        0 => Health::Unknown,
+        1 => Health::Up,
+        _ => Health::Down,
+    }
+}
+
 impl Standing {
-    /// What the checks say.
+    /// What it is selected by: this node's checks, unless another view leads.
     pub fn health(&self) -> Health {
-        match self.health.load(Ordering::Relaxed) {
-            0 => Health::Unknown,
-            1 => Health::Up,
-            _ => Health::Down,
+        self.lead().unwrap_or(self.sees())
+    }
+
+    /// What this node's checks say.
+    pub fn sees(&self) -> Health {
+        health_of(self.sees.load(Ordering::Relaxed))
+    }
+
+    /// What selects instead of this node's checks, if anything does.
+    pub fn lead(&self) -> Option<Health> {
+        let lead = self.lead.load(Ordering::Relaxed);
+        (lead != NOBODY).then(|| health_of(lead))
+    }
+
+    /// Has another view select ([`baton_ha::state::selection`]), or this node's checks again.
+    pub fn follow(&self, lead: Option<Health>) {
+        let was = self.health();
+        self.lead.store(lead.map_or(NOBODY, |health| health as u8), Ordering::Relaxed);
+        if was != self.health() {
+            self.changes.send_modify(|count| *count += 1);
         }
     }
 
-    /// Sets the health with its reason; returns what it was.
+    /// Sets what the checks say with its reason; returns what they said before.
     pub fn set_health(&self, health: Health, reason: &str) -> Health {
         let mut report = self.report.lock().expect("no panic while it is held");
-        let was = self.health();
+        let was = self.sees();
         if was != health {
             report.since = SystemTime::now();
         }
         if report.reason != reason {
             report.reason = reason.to_owned();
         }
-        self.health.store(health as u8, Ordering::Relaxed);
+        self.sees.store(health as u8, Ordering::Relaxed);
         drop(report);
         if was != health {
             self.changes.send_modify(|count| *count += 1);
         }
         was
+    }
+
+    /// Probes that have ended with a result, of whatever checks.
+    pub fn probes(&self) -> u64 {
+        self.probes.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a probe has ended with a result.
+    pub fn note_result(&self) {
+        self.probes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The weight that the operator has set, if any.
+    pub fn weight_set(&self) -> Option<u16> {
+        Some(self.weight.load(Ordering::Relaxed)).filter(|weight| *weight > 0)
+    }
+
+    /// Has the operator's weight count, 1–256, or the file's again.
+    pub fn weigh(&self, weight: Option<u16>) {
+        if self.weight.swap(weight.unwrap_or(0), Ordering::Relaxed) != weight.unwrap_or(0) {
+            self.changes.send_modify(|count| *count += 1);
+        }
     }
 
     /// Notes that a probe ended now and how long it took, whatever it said.

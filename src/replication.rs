@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use baton_ha::channel::hello::BootId;
 use baton_ha::driver::{PeerEvent, PeerPort, View};
+use baton_ha::state::shared;
 use baton_ha::sync::Frame;
 use baton_ha::sync::frame::{BucketSum, Compared};
 use baton_ha::sync::receiver::{self, Receiver};
@@ -18,6 +19,7 @@ use baton_ha::sync::source::{self, DIGEST_INTERVAL, Source};
 use baton_ha::vrrp::router::State;
 use tokio::sync::{mpsc, watch};
 
+use crate::cluster::Cluster;
 use crate::datapath::Datapath;
 use crate::datapath::load::Error;
 use crate::datapath::replica::{Replica, Walk};
@@ -55,6 +57,7 @@ pub fn start(
     port: PeerPort,
     election: watch::Receiver<View>,
     datapath: Arc<OnceLock<Datapath>>,
+    cluster: Arc<Cluster>,
 ) -> std::io::Result<watch::Receiver<Replication>> {
     let boot = BootId::draw()?;
     let (view, seen) = watch::channel(Replication::default());
@@ -62,7 +65,8 @@ pub fn start(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
             Ok(runtime) => {
-                runtime.block_on(Worker::new(port, election, datapath, view, boot).run());
+                let worker = Worker::new(port, election, datapath, cluster, view, boot);
+                runtime.block_on(worker.run());
             }
             Err(error) => tracing::error!(%error, "flows are not replicated"),
         }
@@ -75,6 +79,8 @@ struct Worker {
     port: PeerPort,
     election: watch::Receiver<View>,
     datapath: Arc<OnceLock<Datapath>>,
+    /// What else nodes tell each other.
+    cluster: Arc<Cluster>,
     tables: Option<Tables>,
     source: Source,
     receiver: Receiver,
@@ -119,6 +125,7 @@ impl Worker {
         port: PeerPort,
         election: watch::Receiver<View>,
         datapath: Arc<OnceLock<Datapath>>,
+        cluster: Arc<Cluster>,
         view: watch::Sender<Replication>,
         boot: BootId,
     ) -> Self {
@@ -129,6 +136,7 @@ impl Worker {
             port,
             election,
             datapath,
+            cluster,
             tables: None,
             source: Source::new(boot, JOURNAL, DIGEST_INTERVAL),
             receiver: Receiver::new(0),
@@ -241,11 +249,16 @@ impl Worker {
 
     fn peer(&mut self, now: Instant, event: PeerEvent) -> Result<(), Error> {
         match event {
+            PeerEvent::State { place, frame } => {
+                self.cluster.handle(shared::Input::Frame(place, frame));
+            }
             PeerEvent::Up { place, .. } => {
+                self.cluster.handle(shared::Input::Connected(place));
                 self.up[place] = true;
                 self.source.handle_input(now, source::Input::Connected(place));
             }
             PeerEvent::Down { place } => {
+                self.cluster.handle(shared::Input::Disconnected(place));
                 self.up[place] = false;
                 self.source.handle_input(now, source::Input::Disconnected(place));
                 self.unfollow(now, place);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use baton_ha::state::Target;
 use serde::{Deserialize, Serialize};
 
 /// A VIP, port and protocol with the backends behind it.
@@ -282,7 +283,22 @@ pub enum SocksTarget {
     Name(String, u16),
 }
 
+impl Protocol {
+    /// The number that IP has for it.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => libc::IPPROTO_TCP as u8,
+            Self::Udp => libc::IPPROTO_UDP as u8,
+        }
+    }
+}
+
 impl Service {
+    /// A backend of it, as all nodes know it.
+    pub fn target(&self, backend: &Backend) -> Target {
+        Target::new(self.listen, self.protocol.number(), backend.address)
+    }
+
     /// The address family of the service is that of its VIP.
     pub fn vip(&self) -> IpAddr {
         self.listen.ip()

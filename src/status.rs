@@ -3,7 +3,7 @@
 //!
 //! It reads snapshots of [`crate::pool`] and [`baton_ha::driver::View`] and changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,11 +11,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use baton_ha::config::HaConfig;
 use baton_ha::driver::{Heard, PeerView, View};
+use baton_ha::state::settings::Kind;
+use baton_ha::state::{Setting, Target, Value};
 use baton_ha::sync::{receiver, source};
 use baton_ha::vrrp::Priority;
 use baton_ha::vrrp::router::{Reason, State};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::{Cluster, Sights};
 use crate::datapath::Report;
 use crate::datapath::counters::Traffic;
 use crate::datapath::hooks::{Chosen, Hook};
@@ -47,8 +50,34 @@ pub struct Status {
     pub datapath: Option<DatapathStatus>,
     /// Flows between nodes; `None` without a peer channel, or without a datapath.
     pub replication: Option<ReplicationStatus>,
+    /// What operators have set, and whether the other nodes know.
+    pub settings: SettingsStatus,
     /// The services.
     pub services: Vec<ServiceStatus>,
+}
+
+/// What operators have set about backends. It belongs to the cluster.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct SettingsStatus {
+    /// Peers that know of all of it.
+    pub known_to: Vec<String>,
+    /// Peers that don't, or can't be asked.
+    pub unknown_to: Vec<String>,
+    /// What is set about backends that this node's file does not have.
+    pub elsewhere: Vec<SettingStatus>,
+}
+
+/// A setting.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SettingStatus {
+    /// The service's address.
+    pub service: SocketAddr,
+    /// The backend's.
+    pub backend: SocketAddr,
+    /// What is set, in words.
+    pub set: String,
+    /// The node that was told so.
+    pub by: String,
 }
 
 /// How flows get to the other nodes, or from the Active.
@@ -282,14 +311,25 @@ pub struct BackendStatus {
     pub address: SocketAddr,
     /// Its weight.
     pub weight: u16,
-    /// What the checks say.
+    /// Its weight in the file, where an operator has set another.
+    pub file_weight: Option<u16>,
+    /// What it is selected by: what this node sees, unless `leads` says otherwise.
     pub health: Health,
-    /// Why.
+    /// What this node's checks say.
+    pub sees: Health,
+    /// Whether what the Active says (on a Backup), or said before the takeover, selects instead of
+    /// this node's checks.
+    pub led: bool,
+    /// What the checks of the other nodes say, of those that can be asked now.
+    pub seen_by: BTreeMap<String, Health>,
+    /// Why this node sees it so.
     pub reason: String,
     /// For how long, in seconds.
     pub since_s: f64,
     /// What the operator says.
     pub admin: Admin,
+    /// The node that was told so, where an operator has said anything.
+    pub admin_by: Option<String>,
     /// Connections or UDP sessions now.
     pub connections: u32,
     /// Since the start.
@@ -510,17 +550,72 @@ impl ServiceStatus {
     }
 }
 
+impl ServiceStatus {
+    fn target(&self, backend: &BackendStatus) -> Target {
+        Target::new(self.listen, self.protocol.number(), backend.address)
+    }
+
+    /// Adds what the other nodes say of its backends, and who has set what about them.
+    pub fn add_cluster(&mut self, sights: &Sights, settings: &[Setting]) {
+        let targets: Vec<_> = self.backends.iter().map(|backend| self.target(backend)).collect();
+        for (backend, target) in self.backends.iter_mut().zip(targets) {
+            let seen = |(peer, sights): (&String, &BTreeMap<Target, Health>)| {
+                Some((peer.clone(), *sights.get(&target)?))
+            };
+            backend.seen_by = sights.iter().filter_map(seen).collect();
+            let admin = |setting: &&Setting| setting.key() == (target, Kind::Admin);
+            let by = |setting: &Setting| setting.version.node.clone();
+            backend.admin_by = settings.iter().find(admin).map(by);
+        }
+    }
+}
+
+impl SettingsStatus {
+    /// Of the settings of a cluster, beside these services.
+    pub fn of(cluster: &Cluster, settings: &[Setting], services: &[ServiceStatus]) -> Self {
+        let here: BTreeSet<_> = services
+            .iter()
+            .flat_map(|service| service.backends.iter().map(|backend| service.target(backend)))
+            .collect();
+        let elsewhere = settings
+            .iter()
+            .filter(|setting| !here.contains(&setting.target) && !setting.value.is_default());
+        let (known_to, unknown_to) = cluster.agreed();
+        Self { known_to, unknown_to, elsewhere: elsewhere.map(SettingStatus::of).collect() }
+    }
+}
+
+impl SettingStatus {
+    fn of(setting: &Setting) -> Self {
+        Self {
+            service: setting.target.service(),
+            backend: setting.target.backend(),
+            set: match setting.value {
+                Value::Admin(admin) => admin.to_string(),
+                Value::Weight(Some(weight)) => format!("weight {weight}"),
+                Value::Weight(None) => "the file's weight".into(),
+            },
+            by: setting.version.node.clone(),
+        }
+    }
+}
+
 impl BackendStatus {
     fn of(member: &Arc<Member>, now: SystemTime) -> Self {
         let report = member.report();
         Self {
             name: member.backend.name.clone(),
             address: member.backend.address,
-            weight: member.backend.weight,
+            weight: member.weight(),
+            file_weight: member.weight_set().map(|_| member.backend.weight),
             health: member.health(),
+            sees: member.sees(),
+            led: member.lead().is_some(),
+            seen_by: BTreeMap::new(),
             reason: report.reason,
             since_s: age(now, report.since),
             admin: member.admin(),
+            admin_by: None,
             connections: member.connections.load(Relaxed),
             total: member.total.load(Relaxed),
             failed: member.failed.load(Relaxed),

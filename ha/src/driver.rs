@@ -17,6 +17,7 @@ use crate::channel::session::Peer;
 use crate::channel::wire;
 use crate::config::{HaConfig, Vip};
 use crate::lease::Lease;
+use crate::state;
 use crate::sync::{Frame, WINDOW};
 use crate::vrrp::Priority;
 use crate::vrrp::router::{Reason, State};
@@ -152,6 +153,13 @@ pub enum PeerEvent {
         /// What it says.
         frame: Frame,
     },
+    /// Word of settings and views.
+    State {
+        /// From whom.
+        place: usize,
+        /// What it says.
+        frame: state::Frame,
+    },
 }
 
 /// The replicating side of the peer channel.
@@ -172,8 +180,8 @@ pub(crate) struct PeerEnds {
 
 impl PeerPort {
     /// A frame as it is sent.
-    pub fn encode(frame: Frame) -> Vec<u8> {
-        wire::encode(&Message::Sync(frame))
+    pub fn encode(frame: impl Into<Message>) -> Vec<u8> {
+        wire::encode(&frame.into())
     }
 }
 
@@ -296,8 +304,8 @@ pub fn start(
         Some(channel) => {
             let queues = channel.peers.iter().map(|_| mpsc::channel(channels::QUEUE));
             let (to, queues) = queues.unzip();
-            // Each peer's window in both directions, and its comings and goings.
-            let room = channel.peers.len().max(1) * (2 * WINDOW as usize + 16);
+            // Each peer's window in both directions, bursts of its state, its comings and goings.
+            let room = channel.peers.len().max(1) * (2 * WINDOW as usize + 48);
             let (events_in, events) = mpsc::channel(room);
             (Some(PeerPort { to, events }), Some(PeerEnds { queues, events: events_in }))
         }

@@ -14,6 +14,7 @@
 //! * [`handover`]: the VIPs go from one node to another as a transaction. Pure.
 //! * [`channel`]: the authenticated, encrypted connection to each other node. Pure but for the
 //!   key's file.
+//! * [`sync`]: flows, and [`state`]: what operators set and nodes see, on all nodes. Pure.
 //! * [`lease`]: a guard process that removes the VIPs of a daemon that is dead or frozen.
 //! * [`io`]: raw sockets, AF_PACKET, netlink. Thin; decides nothing.
 //!
@@ -28,5 +29,6 @@ pub mod handover;
 pub mod io;
 pub mod lease;
 pub mod node;
+pub mod state;
 pub mod sync;
 pub mod vrrp;

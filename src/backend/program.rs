@@ -71,11 +71,7 @@ fn mapped(address: IpAddr) -> [u8; 16] {
 fn name(address: SocketAddr, protocol: Protocol) -> Vec<u8> {
     let mut key = mapped(address.ip()).to_vec();
     key.extend(address.port().to_be_bytes());
-    let number = match protocol {
-        Protocol::Tcp => libc::IPPROTO_TCP,
-        Protocol::Udp => libc::IPPROTO_UDP,
-    };
-    key.extend([number as u8, 0]);
+    key.extend([protocol.number(), 0]);
     key
 }
 

@@ -100,6 +100,13 @@ fn header(out: &mut String, config: &Config) -> fmt::Result {
     let rival = show_duration(announce.rival_interval);
     writeln!(out, "          VIPs are announced {} after the claim,", delays.join(", "))?;
     writeln!(out, "          then {refresh}, and at a rival, at most every {rival}")?;
+    match config.sick_after {
+        Some(after) if config.channel.is_some() => {
+            let after = show_duration(after);
+            writeln!(out, "          gives way to a peer that sees more backends up for {after}")?;
+        }
+        _ => {}
+    }
     if !ha.realtime {
         writeln!(out, "          without real-time priority: detection is less sure under load")?;
     }
@@ -266,7 +273,7 @@ pub fn describe_json(config: &Config) -> Value {
                 "addresses": peer.addresses,
             })).collect::<Vec<_>>(),
         },
-        "election": config.ha.as_ref().map(election_json),
+        "election": config.ha.as_ref().map(|ha| election_json(config, ha)),
         "vips": config.ha.iter().flat_map(|ha| &ha.vips).zip(&config.vip_names)
             .map(|(vip, name)| json!({
                 "name": name,
@@ -287,7 +294,7 @@ pub fn describe_json(config: &Config) -> Value {
     })
 }
 
-fn election_json(ha: &HaConfig) -> Value {
+fn election_json(config: &Config, ha: &HaConfig) -> Value {
     let owner = ha.priority.value() == 255;
     json!({
         "vrid": ha.vrid.value(),
@@ -301,6 +308,7 @@ fn election_json(ha: &HaConfig) -> Value {
         "checksum": checksum(ha.checksum),
         "valid_lft_ms": millis(ha.valid_lft),
         "realtime": ha.realtime,
+        "sick_after_ms": config.sick_after.map_or(0, millis),
         "announce": {
             "schedule_ms": ha.announce.schedule.iter().copied().map(millis).collect::<Vec<_>>(),
             "refresh_ms": millis(ha.announce.refresh),

@@ -21,6 +21,9 @@ const INTERVAL: RangeInclusive<Duration> =
 const VALID_LFT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const STARTUP_HOLD: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
 const PREEMPT_WAIT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const MOST_SICK_AFTER: Duration = Duration::from_secs(3600);
+/// Longer than the checks of two nodes are apart where a backend dies for both, by default.
+const DEFAULT_SICK_AFTER: Duration = Duration::from_secs(10);
 /// Most interfaces on which adverts travel.
 const MOST_INTERFACES: usize = 64;
 /// Most announcements after a claim.
@@ -33,6 +36,8 @@ pub(super) struct Election {
     pub(super) ha: Option<HaConfig>,
     /// `interfaces`, where the file has it.
     pub(super) listed: Vec<At<String>>,
+    /// `sick_after`; `None`: never.
+    pub(super) sick_after: Option<Duration>,
 }
 
 /// The election; what is wrong is reported.
@@ -63,6 +68,7 @@ pub(super) fn read(
     }
     let Some(section) = section else { return Election::default() };
     let settings = Settings::read(&section);
+    let sick_after = Some(settings.sick_after).filter(|after| !after.is_zero());
     let vips: Vec<Vip> = vips.iter().map(|named| named.vip.clone()).collect();
     let carrying = carrying(&vips);
     let listed = listed(&section, &carrying);
@@ -71,7 +77,7 @@ pub(super) fn read(
     let (Some(node), Some(vrid), false) =
         (node, settings.vrid, balances_alone || report.any_error())
     else {
-        return Election { ha: None, listed };
+        return Election { ha: None, listed, sick_after };
     };
     let interfaces = match listed.is_empty() {
         true => carrying,
@@ -96,7 +102,7 @@ pub(super) fn read(
         // The key is in a file of its own, read when the daemon starts.
         channel: None,
     };
-    Election { ha: Some(ha), listed }
+    Election { ha: Some(ha), listed, sick_after }
 }
 
 /// The keys of `[election]` that stand for themselves.
@@ -111,6 +117,7 @@ struct Settings {
     checksum: ChecksumForm,
     valid_lft: Duration,
     realtime: bool,
+    sick_after: Duration,
     announce: AnnounceConfig,
 }
 
@@ -122,6 +129,8 @@ impl Settings {
         let preempt_wait = section.take("preempt_wait", value::duration(PREEMPT_WAIT));
         let startup_hold = section.take("startup_hold", value::duration(STARTUP_HOLD));
         let advert_interval = section.take("advert_interval", advert_interval);
+        let sick_after =
+            section.take("sick_after", value::duration(Duration::ZERO..=MOST_SICK_AFTER));
         let transport = section.take(
             "transport",
             value::choice(&[("multicast", Kind::Multicast), ("unicast", Kind::Unicast)]),
@@ -159,6 +168,7 @@ impl Settings {
             checksum: checksum.map_or(DEFAULT_CHECKSUM, |at| at.value),
             valid_lft: valid_lft.map_or_else(|| default_valid_lft(advert_interval), |at| at.value),
             realtime: realtime.is_none_or(|at| at.value),
+            sick_after: sick_after.map_or(DEFAULT_SICK_AFTER, |at| at.value),
             announce: announce(section),
         }
     }

@@ -55,6 +55,8 @@ fn fixed(config: &Config) -> Vec<(String, String)> {
     }
     if let Some(ha) = &config.ha {
         facts.extend(election(ha));
+        let sick_after = config.sick_after.unwrap_or_default();
+        facts.push(("election.sick_after".to_owned(), show_duration(sick_after)));
         for (vip, name) in ha.vips.iter().zip(&config.vip_names) {
             let what = format!("{}/{} on {}", vip.address, vip.prefix, vip.interface);
             facts.push((format!("vips.{name}"), what));

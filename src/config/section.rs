@@ -51,6 +51,7 @@ pub(super) const ELECTION: Schema = Schema {
         "interfaces",
         "valid_lft",
         "realtime",
+        "sick_after",
         "announce",
     ],
 };

@@ -193,13 +193,13 @@ impl Registry {
                     ifindex: way.map_or(0, |way| way.ifindex),
                     service: id,
                     max_flows: member.backend.max_connections,
-                    weight: member.backend.weight.into(),
+                    weight: member.weight().into(),
                     mtu: way.map_or(0, |way| way.mtu),
                     ..Default::default()
                 };
                 self.maps.backend_table.set(&number, &record).map_err(write())?;
                 if state == types::backend_state::BACKEND_UP {
-                    let (key, weight) = (backend_key(address), member.backend.weight);
+                    let (key, weight) = (backend_key(address), member.weight());
                     entries.push(maglev::Entry { id: number as u16, key, weight });
                 }
             }
@@ -258,7 +258,7 @@ impl Registry {
         let key = types::server_key {
             address: address.ip().into(),
             port: address.port().to_be(),
-            protocol: number(protocol),
+            protocol: protocol.number(),
             ..Default::default()
         };
         self.maps.servers.set(&key, &id).map_err(Error::bpf("write a server"))?;
@@ -289,10 +289,10 @@ impl Registry {
         types::service {
             vip: service.vip().into(),
             port: service.listen.port().to_be(),
-            protocol: number(service.protocol),
+            protocol: service.protocol.number(),
             mode: forward_mode(service.mode).0 as u8,
             select: select_by(service.scheduler).0 as u8,
-            seed: mix(backend_key(service.listen) ^ u64::from(number(service.protocol))),
+            seed: mix(backend_key(service.listen) ^ u64::from(service.protocol.number())),
             ifindex,
             on_down: on_down(service.flows.on_down).0 as u8,
             half_open_timeout: self.clock.timeout(service.flows.half_open_timeout),
@@ -399,7 +399,7 @@ impl Registry {
             let key = types::server_key {
                 address: address.ip().into(),
                 port: address.port().to_be(),
-                protocol: number(protocol),
+                protocol: protocol.number(),
                 ..Default::default()
             };
             self.maps.servers.remove(&key)?;
@@ -496,20 +496,13 @@ fn service_key(listen: SocketAddr, protocol: Protocol) -> types::service_key {
     types::service_key {
         vip: listen.ip().into(),
         port: listen.port().to_be(),
-        protocol: number(protocol),
+        protocol: protocol.number(),
         ..Default::default()
     }
 }
 
 pub(super) fn socket(address: types::address, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), u16::from_be(port))
-}
-
-fn number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => libc::IPPROTO_TCP as u8,
-        Protocol::Udp => libc::IPPROTO_UDP as u8,
-    }
 }
 
 pub(super) fn protocol(number: u8) -> Option<Protocol> {

@@ -88,6 +88,7 @@ pub struct Machine {
     verdict: Verdict,
     reason: String,
     probes: u64,
+    results: u64,
     outputs: VecDeque<Output>,
 }
 
@@ -119,6 +120,7 @@ impl Machine {
             verdict: Verdict::Unknown,
             reason: String::new(),
             probes: 0,
+            results: 0,
             outputs: VecDeque::new(),
         }
     }
@@ -195,6 +197,11 @@ impl Machine {
         }
     }
 
+    /// Probes that have ended with a result: one that says something about the backend.
+    pub fn results(&self) -> u64 {
+        self.results
+    }
+
     /// The next start is an interval after the last one; one that has gone by is made up for at
     /// once, those before it are skipped.
     fn wait(&mut self, now: Instant, started: Instant) {
@@ -204,6 +211,7 @@ impl Machine {
 
     /// Counts a result; the first one decides at once.
     fn judge(&mut self, result: Result<(), String>) {
+        self.results += 1;
         let Timing { rise, fall, .. } = self.timing;
         let (verdict, reason) = match (self.verdict, result) {
             (Verdict::Unknown | Verdict::Up { .. }, Ok(())) => {

@@ -47,6 +47,11 @@ impl Subscribers {
         told.tell();
     }
 
+    fn note_result(&self) {
+        let told = self.0.lock().expect("no panic while it is held");
+        told.members.iter().for_each(|subscriber| subscriber.member.note_result());
+    }
+
     fn note_probe(&self, took: Duration) {
         let told = self.0.lock().expect("no panic while it is held");
         told.members.iter().for_each(|subscriber| subscriber.member.note_probe(took));
@@ -94,6 +99,7 @@ pub(super) async fn check(
     let mut machine = Machine::new(now(), Timing::new(&job.check), seed);
     let mut flight: Option<Flight> = None;
     let mut short = false;
+    let mut results = 0;
     loop {
         let mut place = None;
         let due = machine.poll_timeout().expect("a backend is always checked again");
@@ -133,6 +139,10 @@ pub(super) async fn check(
                 Output::HealthChanged { from: _, to, reason } => subscribers.say(to, reason),
                 Output::ReasonChanged(reason) => subscribers.say(machine.health(), reason),
             }
+        }
+        // Counted once its word is known.
+        if std::mem::replace(&mut results, machine.results()) != results {
+            subscribers.note_result();
         }
     }
 }

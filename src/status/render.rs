@@ -7,8 +7,8 @@ use baton_ha::vrrp::router::{Reason, State};
 use serde::Serialize;
 
 use super::{
-    DatapathStatus, Election, FromActive, HookStatus, PeerState, ReplicaStatus, ReplicationStatus,
-    ServiceStatus, Status,
+    BackendStatus, DatapathStatus, Election, FromActive, HookStatus, PeerState, ReplicaStatus,
+    ReplicationStatus, ServiceStatus, SettingStatus, SettingsStatus, Status,
 };
 use crate::datapath::counters::Traffic;
 use crate::pool::Admin;
@@ -43,8 +43,21 @@ impl Status {
         if let Some(replication) = &self.replication {
             replication.write(text)?;
         }
+        self.settings.write(text)?;
         for service in &self.services {
             service.write(text)?;
+        }
+        Ok(())
+    }
+}
+
+impl SettingsStatus {
+    fn write(&self, text: &mut String) -> std::fmt::Result {
+        for SettingStatus { service, backend, set, by } in &self.elsewhere {
+            writeln!(
+                text,
+                "! {backend} behind {service}: {set} (said on {by}), and not in this node's file"
+            )?;
         }
         Ok(())
     }
@@ -243,14 +256,18 @@ impl ServiceStatus {
         let headings = ["BACKEND", "ADDRESS", "WEIGHT", "HEALTH", "FOR"].into_iter().chain(middle);
         let mut table = Table::new(&headings.chain(["WHY"]).collect::<Vec<_>>());
         for backend in &self.backends {
-            let health = match backend.admin {
-                Admin::Enabled => word(&backend.health),
-                admin => format!("{}, {}", word(&backend.health), word(&admin)),
+            let health = match (backend.admin, &backend.admin_by) {
+                (Admin::Enabled, _) => backend.health.to_string(),
+                (admin, None) => format!("{}, {admin}", backend.health),
+                (admin, Some(by)) => format!("{}, {admin} on {by}", backend.health),
             };
             table.row([
                 backend.name.clone(),
                 backend.address.to_string(),
-                backend.weight.to_string(),
+                match backend.file_weight {
+                    None => backend.weight.to_string(),
+                    Some(file) => format!("{} (file: {file})", backend.weight),
+                },
                 health,
                 ago(backend.since_s),
                 backend.connections.to_string(),
@@ -266,7 +283,27 @@ impl ServiceStatus {
             ]);
         }
         write!(text, "{table}")?;
+        self.backends.iter().try_for_each(|backend| backend.write_views(text))?;
         write_counted(text, "  counted", &self.counters)
+    }
+}
+
+impl BackendStatus {
+    /// What nodes see, where they do not see the same.
+    fn write_views(&self, text: &mut String) -> std::fmt::Result {
+        let others = self.seen_by.iter().filter(|(_, sees)| **sees != self.sees);
+        let others: Vec<_> = others.map(|(peer, sees)| format!("{sees} for {peer}")).collect();
+        if self.sees == self.health && others.is_empty() {
+            return Ok(());
+        }
+        write!(text, "  ! {}: this node sees it {}", self.name, self.sees)?;
+        if self.sees != self.health {
+            write!(text, ", and selects by the Active's word: {}", self.health)?;
+        }
+        if !others.is_empty() {
+            write!(text, "; it is {}", others.join(", "))?;
+        }
+        writeln!(text)
     }
 }
 

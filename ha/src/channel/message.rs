@@ -1,11 +1,12 @@
-//! What travels on an established session: heartbeats, replication, handovers, one message each.
+//! What travels on an established session: heartbeats, replication, state, handovers, one message
+//! each.
 
 use std::net::IpAddr;
 
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::handover::Handover;
-use crate::sync::Frame;
+use crate::{state, sync};
 
 /// A message.
 #[derive(Debug, Clone, PartialEq, Eq, SchemaRead, SchemaWrite)]
@@ -13,10 +14,24 @@ use crate::sync::Frame;
 pub enum Message {
     /// The sender is alive.
     Heartbeat(Heartbeat),
-    /// Replication.
-    Sync(Frame),
+    /// Replication of flows.
+    Sync(sync::Frame),
+    /// What operators set, and what nodes see.
+    State(state::Frame),
     /// The VIPs are to move.
     Handover(Handover),
+}
+
+impl From<sync::Frame> for Message {
+    fn from(frame: sync::Frame) -> Self {
+        Self::Sync(frame)
+    }
+}
+
+impl From<state::Frame> for Message {
+    fn from(frame: state::Frame) -> Self {
+        Self::State(frame)
+    }
 }
 
 /// The second path of the election: what an advert says, and what it has no room for.

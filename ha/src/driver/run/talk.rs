@@ -106,6 +106,9 @@ impl Driver {
                 Ok(Message::Sync(frame)) => {
                     self.tell(now, place, PeerEvent::Frame { place, frame });
                 }
+                Ok(Message::State(frame)) => {
+                    self.tell(now, place, PeerEvent::State { place, frame });
+                }
                 Err(_) => {
                     self.note(Counter::PeerGarbage, now);
                     if let Some(channels) = &mut self.channels {

@@ -1,0 +1,144 @@
+//! Backends, as the cluster knows them: what operators set, and what follows from what other nodes
+//! say.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use baton_ha::driver::Handle;
+use baton_ha::state::settings::Setting;
+use baton_ha::state::sick::GiveWay;
+use baton_ha::state::{Target, Value};
+
+use super::{Balancer, Done, Step};
+use crate::cluster::{Follower, apply_settings};
+use crate::pool::{Admin, Member, Pool};
+
+/// How often the pools are brought in line where nothing is known to have changed: how late the
+/// peers may hear of a verdict.
+const FOLLOW: Duration = Duration::from_millis(50);
+
+impl Balancer {
+    /// Sets something about backends, for the whole cluster.
+    pub(super) async fn set_backend(&self, name: &str, value: Value) -> anyhow::Result<Done> {
+        let live = self.live.lock().await;
+        let found = members(&live.pools, name);
+        let mut steps = Vec::new();
+        let mut step = |what| steps.push(Step { t_ms: 0.0, what });
+        let was: Vec<_> = found.iter().map(|(_, member)| said(member, value)).collect();
+        for (pool, member) in &found {
+            self.cluster.set(pool.service.target(&member.backend), value)?;
+        }
+        apply_settings(&self.cluster, &live.pools);
+        for ((pool, member), was) in found.iter().zip(was) {
+            let name = format!("{}/{}", pool.service.name, member.backend.name);
+            step(format!("{name}: {was} → {}", said(member, value)));
+        }
+        if found.is_empty() {
+            let gone = settings_of(&self.cluster.settings(), name);
+            if gone.is_empty() || !value.is_default() {
+                bail!("there is no backend `{name}`; there are {}", known(&live.pools).join(", "));
+            }
+            for target in gone {
+                self.cluster.set(target, value)?;
+                step(format!("{} behind {}: as the file says", target.backend(), target.service()));
+            }
+        }
+        let summary = match value {
+            Value::Admin(Admin::Enabled) => "new connections may go there again",
+            Value::Admin(Admin::Drained) => {
+                "no new connections go there; those it has end by themselves"
+            }
+            Value::Admin(Admin::Disabled) => "no new connections go there; those it had are reset",
+            Value::Weight(Some(_)) => "new connections are shared by that weight",
+            Value::Weight(None) => "new connections are shared by the file's weight",
+        };
+        drop(live);
+        Ok(Done { summary: format!("{summary}{}", self.told().await), steps })
+    }
+
+    /// Whether the others know; it is not waited for long.
+    async fn told(&self) -> String {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        let mut left = PATIENCE;
+        loop {
+            let (_, others) = self.cluster.agreed();
+            if others.is_empty() {
+                return String::new();
+            }
+            if left.is_zero() {
+                let others = others.join(", ");
+                return format!("; {others} can't be told now, and learns it when it is back");
+            }
+            let pause = Duration::from_millis(5);
+            tokio::time::sleep(pause).await;
+            left = left.saturating_sub(pause);
+        }
+    }
+
+    /// Brings the pools in line with what the cluster knows, and tells it what they see; gives way
+    /// to a peer that sees more.
+    pub(super) async fn follow_cluster(self: Arc<Self>) {
+        let Some((ha, handle)) = &self.election else { return };
+        let sick_after = self.live.lock().await.config.sick_after;
+        let mut follower = Follower::new(Arc::clone(&self.cluster), ha, sick_after);
+        let (mut news, mut view) = (self.cluster.news(), handle.view());
+        loop {
+            let give_way = {
+                let live = self.live.lock().await;
+                let view = view.borrow_and_update().clone();
+                follower.follow(&live.pools, &view)
+            };
+            if let Some(give_way) = give_way {
+                tokio::spawn(give(handle.clone(), give_way, self.cluster.name(give_way.to)));
+            }
+            tokio::select! {
+                _ = news.changed() => {}
+                changed = view.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(FOLLOW) => {}
+            }
+        }
+    }
+}
+
+/// Yields, since a peer sees more healthy backends.
+async fn give(handle: Handle, GiveWay { to: _, seen }: GiveWay, to: String) {
+    let (here, there) = (seen.here, seen.there);
+    tracing::warn!(here, there, peer = to, "gives way: that peer sees more healthy backends");
+    if let Err(error) = handle.yield_now().await {
+        tracing::warn!(peer = to, "gave way in vain: {error}");
+    }
+}
+
+/// The members that `BACKEND` or `SERVICE/BACKEND` means.
+fn members<'a>(pools: &'a [Arc<Pool>], name: &str) -> Vec<(&'a Arc<Pool>, &'a Arc<Member>)> {
+    let all = pools.iter().flat_map(|pool| pool.members.iter().map(move |member| (pool, member)));
+    all.filter(|(pool, member)| {
+        let (service, backend) = (&pool.service.name, &member.backend.name);
+        name == backend || name == format!("{service}/{backend}")
+    })
+    .collect()
+}
+
+/// What settings there are of a backend at this address, which may be in no file any more.
+fn settings_of(settings: &[Setting], address: &str) -> Vec<Target> {
+    let of = settings.iter().map(|setting| setting.target);
+    let mut found: Vec<_> = of.filter(|target| target.backend().to_string() == address).collect();
+    found.dedup();
+    found
+}
+
+fn known(pools: &[Arc<Pool>]) -> Vec<String> {
+    let name = |pool: &Arc<Pool>, member: &Arc<Member>| {
+        format!("{}/{}", pool.service.name, member.backend.name)
+    };
+    pools.iter().flat_map(|pool| pool.members.iter().map(|member| name(pool, member))).collect()
+}
+
+/// What the member is set to, of the kind of that value.
+fn said(member: &Member, value: Value) -> String {
+    match value {
+        Value::Admin(_) => member.admin().to_string(),
+        Value::Weight(_) => format!("weight {}", member.weight()),
+    }
+}
