@@ -34,6 +34,7 @@ impl Pair {
             mode: Mode::Passthrough,
             servers: Servers::All,
             advert_interval: Duration::from_millis(100),
+            heartbeat: Duration::from_millis(10),
             lifetime: Lifetime::WithParent,
         };
         let mut lab = Lab::build(options, &mut |_| {}).unwrap();
