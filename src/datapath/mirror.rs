@@ -349,8 +349,10 @@ fn leg(link: &LinkMessage) -> Option<types::leg> {
     if redirect && !nic.features.takes_redirected_jumbo() {
         mtu = mtu.min(ONE_BUFFER);
     }
-    let redirect = if redirect { types::leg_flag::LEG_REDIRECT.0 as u8 } else { 0 };
-    Some(types::leg { mac: mac?, flags: redirect, mtu, ..Default::default() })
+    let flag = |set: bool, flag: types::leg_flag| if set { flag.0 as u8 } else { 0 };
+    let flags = flag(redirect, types::leg_flag::LEG_REDIRECT)
+        | flag(!nic.sends_back(), types::leg_flag::LEG_NO_TX);
+    Some(types::leg { mac: mac?, flags, mtu, ..Default::default() })
 }
 
 /// Bytes of IP that surely fit into one page with all that belongs to a frame.

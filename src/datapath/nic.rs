@@ -61,6 +61,12 @@ impl Nic {
         let master = master.map(|name| name.to_string_lossy().into_owned());
         Ok(Self { name, driver, features: features(ifindex), master })
     }
+
+    /// Whether XDP_TX is enough to send a frame back. It is not on veth, which then wakes its peer
+    /// only if that has a program too (`veth_xdp_flush`): the frame waits in the peer's ring.
+    pub(super) fn sends_back(&self) -> bool {
+        self.driver != "veth"
+    }
 }
 
 /// The interfaces of this thread's network namespace.

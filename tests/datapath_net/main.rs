@@ -10,6 +10,7 @@ mod dsr;
 mod fragments;
 mod hooks;
 mod lease;
+mod leave;
 mod load;
 mod modes;
 mod net;

@@ -9,7 +9,7 @@ use pnet_packet::icmp::{self, IcmpPacket, IcmpTypes};
 use pnet_packet::{Packet as _, ipv4::Ipv4Packet};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::net::{Net, PATIENCE, service};
+use crate::net::{HOOKS, Net, PATIENCE, service};
 use crate::server::{connect, serve};
 
 const SIZE: usize = 2_000_000;
@@ -94,8 +94,8 @@ fn knows_its_link(net: &Net, node: &str, (dev, network): (&str, u32), gateway: u
 #[test]
 fn the_relays_own_links() {
     for (how, seen) in [(NAT, ["10.78.0.100", "fd78::100"]), (DNAT, ["10.77.0.10", "fd77::10"])] {
-        for narrow in ["front", "back"] {
-            let mut net = Net::on("tc");
+        for (narrow, hook) in [("front", "tc"), ("back", "tc"), ("front", "xdp"), ("back", "xdp")] {
+            let mut net = Net::on(hook);
             serve(&net.node("b1"), "b1", "10.78.0.11:8080");
             serve(&net.node("b1"), "b1", "[fd78::11]:8080");
             let gateway = if how == DNAT { 100 } else { 1 };
@@ -121,8 +121,9 @@ fn the_relays_own_links() {
 
 #[test]
 fn a_narrow_link_on_the_clients_side() {
-    for (how, seen) in [(NAT, ["10.78.0.100", "fd78::100"]), (DNAT, ["10.79.0.11", "fd79::11"])] {
-        let mut net = Net::on("tc");
+    let ways = [(NAT, ["10.78.0.100", "fd78::100"]), (DNAT, ["10.79.0.11", "fd79::11"])];
+    for ((how, seen), hook) in ways.into_iter().flat_map(|way| HOOKS.map(|hook| (way, hook))) {
+        let mut net = Net::on(hook);
         serve(&net.node("b1"), "b1", "10.78.0.11:8080");
         serve(&net.node("b1"), "b1", "[fd78::11]:8080");
         if how == DNAT {
@@ -141,7 +142,11 @@ fn a_narrow_link_on_the_clients_side() {
 /// The backend's answers do not come by the relay, but what a router has to say of them does.
 #[test]
 fn a_narrow_link_on_the_clients_side_of_direct_server_return() {
-    let mut net = Net::on("tc");
+    HOOKS.into_iter().for_each(narrow_for_direct_server_return);
+}
+
+fn narrow_for_direct_server_return(hook: &'static str) {
+    let mut net = Net::on(hook);
     let b1 = net.node("b1");
     b1.sysctl(&[("net.ipv4.conf.all.arp_ignore", "1"), ("net.ipv4.conf.all.arp_announce", "2")])
         .unwrap();
@@ -158,15 +163,17 @@ fn a_narrow_link_on_the_clients_side_of_direct_server_return() {
 
 #[test]
 fn a_narrow_link_on_the_backends_side() {
-    let mut net = Net::on("tc");
-    b2_behind_a_narrow_link(&net);
-    serve(&net.node("b2"), "b2", "10.79.0.11:8080");
-    serve(&net.node("b2"), "b2", "[fd79::11]:8080");
-    relay_routes(&net, "back");
-    net.start_relay(&services(NAT, 79, 11, 8080));
-    carries(&net, "client");
-    has_learnt(&net, "client", "10.77.0.100");
-    has_learnt(&net, "client", "fd77::100");
+    for hook in HOOKS {
+        let mut net = Net::on(hook);
+        b2_behind_a_narrow_link(&net);
+        serve(&net.node("b2"), "b2", "10.79.0.11:8080");
+        serve(&net.node("b2"), "b2", "[fd79::11]:8080");
+        relay_routes(&net, "back");
+        net.start_relay(&services(NAT, 79, 11, 8080));
+        carries(&net, "client");
+        has_learnt(&net, "client", "10.77.0.100");
+        has_learnt(&net, "client", "fd77::100");
+    }
 }
 
 /// As traceroute does it. The relay's device fills in no checksum, so what comes is what a NIC
@@ -202,7 +209,11 @@ fn the_relay_shows_where_the_ttl_ends() {
 
 #[test]
 fn an_echo_to_the_vip_is_answered_while_the_gate_is_open() {
-    let mut net = Net::on("tc");
+    HOOKS.into_iter().for_each(echo_follows_the_gate);
+}
+
+fn echo_follows_the_gate(hook: &'static str) {
+    let mut net = Net::on(hook);
     net.start_relay(&services(NAT, 78, 11, 8080));
     let ping = |vip: &str| {
         let mut ping = net.node("client").command("ping");

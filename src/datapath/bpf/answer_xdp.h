@@ -6,6 +6,7 @@
 #pragma once
 
 #include "answer.h"
+#include "ways.h"
 
 struct xdp_quote {
 	struct xdp_md *xdp;
@@ -73,6 +74,8 @@ static __always_inline int xdp_icmp(struct xdp_md *xdp, const struct packet *pac
 __noinline int xdp_answer(struct xdp_md *xdp, struct packet *packet, struct plan *plan)
 {
 	struct answering *answering = find_answering();
+	__u32 ifindex = xdp->ingress_ifindex;
+	struct leg *leg;
 	int error;
 
 	if (!answering || !packet || !plan)
@@ -82,5 +85,8 @@ __noinline int xdp_answer(struct xdp_md *xdp, struct packet *packet, struct plan
 		return XDP_DROP;
 	error = answering->response.kind == ANSWER_RESET ? xdp_reset(xdp, packet, answering)
 					      : xdp_icmp(xdp, packet, plan, answering);
-	return error ? XDP_DROP : XDP_TX;
+	if (error)
+		return XDP_DROP;
+	leg = bpf_map_lookup_elem(&legs, &ifindex);
+	return xdp_send_back(ifindex, leg ? leg->flags : 0);
 }

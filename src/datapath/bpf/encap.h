@@ -24,6 +24,8 @@
 struct way_out {
 	__u8 destination[6];
 	__u8 source[6];
+	/* enum leg_flag (ways.h) of the interface */
+	__u32 flags;
 };
 
 #define OUTER_TTL 64

@@ -15,6 +15,9 @@
 enum leg_flag {
 	/* Frames that came by another interface can be redirected to it. */
 	LEG_REDIRECT = 1,
+	/* Frames can't be sent back by XDP_TX, but by redirecting them to where they came from: after
+	 * XDP_TX veth wakes its peer only if that has a program as well (veth_xdp_flush). */
+	LEG_NO_TX = 2,
 };
 
 /* An interface that frames go out of. */
@@ -92,8 +95,6 @@ struct recent_way {
 	/* When it was looked up, low 32 bits of jiffies64. */
 	__u32 since;
 	__u32 mtu;
-	/* Whether frames that came by another interface can go this way. */
-	__u32 redirect;
 	struct way_out out;
 };
 
@@ -134,10 +135,16 @@ static __always_inline int look_for_way(const struct packet *packet, const struc
 	if (packet->now - neighbour->used > USED_GRAIN)
 		neighbour->used = packet->now;
 	found->mtu = leg->mtu;
-	found->redirect = leg->flags & LEG_REDIRECT;
+	found->out.flags = leg->flags;
 	__builtin_memcpy(found->out.destination, neighbour->mac, sizeof(found->out.destination));
 	__builtin_memcpy(found->out.source, leg->mac, sizeof(found->out.source));
 	return 0;
+}
+
+/* Sends a frame back out of the interface that it came by. */
+static __always_inline int xdp_send_back(__u32 ifindex, __u32 flags)
+{
+	return flags & LEG_NO_TX ? bpf_redirect(ifindex, 0) : XDP_TX;
 }
 
 /* Finds the way of a packet to `to` out of the plan's interface; `direct`: it is a neighbour
@@ -169,7 +176,7 @@ static __always_inline struct way_out *find_way(const struct packet *packet,
 		way->ifindex = plan->ifindex;
 	}
 	if (packet->length + plan->outer > way->mtu ||
-	    (plan->ifindex != packet->ifindex && !way->redirect))
+	    (plan->ifindex != packet->ifindex && !(way->out.flags & LEG_REDIRECT)))
 		return NULL;
 	return &way->out;
 }

@@ -43,11 +43,12 @@ static __always_inline struct way_out *xdp_way(const struct packet *packet,
 	return find_way(packet, plan, direct ? &plan->next_hop : &plan->destination, direct);
 }
 
-static __always_inline int xdp_send(const struct packet *packet, const struct plan *plan)
+static __always_inline int xdp_send(const struct packet *packet, const struct plan *plan,
+				    const struct way_out *way)
 {
 	count_sent(packet, plan);
 	if (plan->ifindex == packet->ifindex)
-		return XDP_TX;
+		return xdp_send_back(packet->ifindex, way->flags);
 	return bpf_redirect(plan->ifindex, 0);
 }
 
@@ -107,7 +108,7 @@ static __always_inline int xdp_forward(struct xdp_md *xdp, struct packet *packet
 		drop(DROP_REWRITE);
 		return XDP_DROP;
 	}
-	return xdp_send(packet, plan);
+	return xdp_send(packet, plan, way);
 }
 
 SEC("xdp.frags")
