@@ -9,6 +9,8 @@
 //! * [`announce`]: the bytes of gratuitous ARP and unsolicited Neighbor Advertisements. Pure.
 //! * [`node`]: the virtual router of this node together with its announcement and refresh
 //!   schedules. Pure: it never reads the clock, touches a socket or logs.
+//! * [`heart`]: what nodes tell each other in heartbeats besides adverts, and what follows. Pure.
+//! * [`gateway`]: whether this node reaches its gateway. Pure.
 //! * [`driver`]: the one loop on a real-time thread: sockets and clock ⇄ [`node::Node`]; it
 //!   logs and counts.
 //! * [`handover`]: the VIPs go from one node to another as a transaction. Pure.
@@ -25,7 +27,9 @@ pub mod announce;
 pub mod channel;
 pub mod config;
 pub mod driver;
+pub mod gateway;
 pub mod handover;
+pub mod heart;
 pub mod io;
 pub mod lease;
 pub mod node;

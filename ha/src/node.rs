@@ -36,6 +36,10 @@ pub enum Input {
     Advert(Advert),
     /// The Active's daemon has ended; what its lease has left.
     ActiveGone(Duration),
+    /// A Backup has said that it hears nothing of this node.
+    Unheard,
+    /// Whether the gateway is lost to this node alone, and why that is thought.
+    Gateway(Result<(), String>),
     /// The operator wants this node Active now.
     Takeover,
     /// The operator wants this node not to be Active.
@@ -97,6 +101,7 @@ pub struct Node {
     /// Per interface of the VIPs.
     links: BTreeMap<String, Result<(), String>>,
     paths: Result<(), String>,
+    gateway: Result<(), String>,
     configure_fault: Option<(Instant, String)>,
     /// What the virtual router was told.
     faulted: bool,
@@ -159,6 +164,7 @@ impl Node {
                 .map(|vip| (vip.interface.clone(), unknown(&vip.interface)))
                 .collect(),
             paths: Err("no path was looked at yet".to_owned()),
+            gateway: Ok(()),
             configure_fault: None,
             faulted: false,
             holding: Holding::Nothing,
@@ -201,7 +207,9 @@ impl Node {
         let links = self.links.values().filter_map(|usable| usable.as_ref().err());
         let paths = self.paths.as_ref().err();
         let configure = self.configure_fault.as_ref().map(|(_, why)| why);
-        let all: Vec<&str> = links.chain(paths).chain(configure).map(String::as_str).collect();
+        let gateway = self.gateway.as_ref().err();
+        let all: Vec<&str> =
+            links.chain(paths).chain(gateway).chain(configure).map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 
@@ -215,6 +223,11 @@ impl Node {
             Input::Shutdown => self.route(now, router::Input::Shutdown),
             Input::Advert(advert) => self.route(now, router::Input::Advert(advert)),
             Input::ActiveGone(lease) => self.route(now, router::Input::ActiveGone(lease)),
+            Input::Unheard => self.route(now, router::Input::Unheard),
+            Input::Gateway(reached) => {
+                self.gateway = reached;
+                self.reconsider(now);
+            }
             Input::Takeover => self.route(now, router::Input::Takeover),
             Input::Yield => self.route(now, router::Input::Yield),
             Input::Give(wish) => self.route(now, router::Input::Give(wish)),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use baton_ha::config::Family;
 use baton_ha::vrrp::router::{
-    ANSWER_SPACING, Advert, CLAIM_ADVERTS, Input, Output, Reason, RouterConfig, State,
+    ANSWER_SPACING, Advert, CLAIM_ADVERTS, Input, Output, Reason, RouterConfig, State, Transition,
     VirtualRouter,
 };
 use baton_ha::vrrp::{AdverInterval, Preempt, Priority};
@@ -375,4 +375,58 @@ fn a_node_that_has_just_begun_to_listen_holds_back_and_a_lone_one_claims_after()
     };
     router.handle_input(begun, Input::Advert(yielded));
     assert!(claimed_after(&mut router, begun) < Duration::from_millis(30));
+}
+
+/// An Active of priority 200 that hears a rival of 100 at these times, in hundredths of its interval.
+fn rival_at(hundredths: &[u32]) -> (VirtualRouter, Vec<Output>) {
+    let mut router = router(200, Preempt::Enabled);
+    let start = Instant::now();
+    let mut now = start;
+    router.handle_input(now, Input::Startup);
+    while router.state() != State::Active {
+        now = router.poll_timeout().unwrap();
+        router.handle_timeout(now);
+    }
+    outputs(&mut router);
+    let start = now;
+    for at in hundredths {
+        let at = start + INTERVAL * *at / 100;
+        while let Some(due) = router.poll_timeout().filter(|due| *due <= at) {
+            router.handle_timeout(due);
+        }
+        outputs(&mut router);
+        router.handle_input(at, Input::Advert(advert(100, 0)));
+    }
+    let last = outputs(&mut router);
+    (router, last)
+}
+
+#[test]
+fn a_rival_that_never_gives_way_does_not_hear() {
+    for heard in [&[30, 130, 229][..], &[30, 40, 50, 60], &[30, 130, 431], &[30]] {
+        let (router, last) = rival_at(heard);
+        assert_eq!(router.state(), State::Active, "{heard:?}");
+        assert!(last.contains(&Output::Announce), "it is answered: {heard:?}");
+    }
+    for heard in [&[30, 130, 230][..], &[30, 230], &[30, 329]] {
+        let (mut router, last) = rival_at(heard);
+        let expected = [
+            Output::Release,
+            Output::SendAdvert(Priority::YIELD),
+            Output::Transition(Transition {
+                from: State::Active,
+                to: State::Backup,
+                reason: Reason::Unheard,
+            }),
+        ];
+        assert_eq!(last, expected, "{heard:?}");
+        // For as long as the rival is there, it stays Backup.
+        let mut now = Instant::now() + 10 * INTERVAL;
+        for _ in 0..20 {
+            router.handle_input(now, Input::Advert(advert(100, 0)));
+            router.handle_timeout(now);
+            now += INTERVAL;
+        }
+        assert_eq!(router.state(), State::Backup);
+    }
 }

@@ -264,7 +264,8 @@ fn next_input(input: &Input) -> Option<Input> {
         Input::Fault => Some(Input::Recovered),
         Input::Recovered => Some(Input::ActiveGone(GONE[0])),
         Input::ActiveGone(lease) if *lease == GONE[0] => Some(Input::ActiveGone(GONE[1])),
-        Input::ActiveGone(_) => Some(Input::Give(WISHES[0])),
+        Input::ActiveGone(_) => Some(Input::Unheard),
+        Input::Unheard => Some(Input::Give(WISHES[0])),
         Input::Give(wish) => Some(match next_wish(*wish) {
             Some(wish) => Input::Give(wish),
             None => Input::Take(WISHES[0]),
@@ -344,6 +345,7 @@ fn input_name(input: &Input) -> String {
         Input::Give(wish) => format!("give, {wish:?}"),
         Input::Take(wish) => format!("take, {wish:?}"),
         Input::PreemptBy(way) => format!("preempt by {way:?}"),
+        Input::Unheard => "unheard".into(),
         Input::Advert(advert) => {
             let address = match advert.source.cmp(&advert.local) {
                 std::cmp::Ordering::Less => "less",

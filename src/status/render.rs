@@ -336,6 +336,7 @@ fn why(reason: Reason) -> &'static str {
         Reason::ActiveYielded => "the Active yielded",
         Reason::Preempted => "the Active had a lower priority",
         Reason::Outranked => "another node outranks it",
+        Reason::Unheard => "another node claims and does not hear it",
         Reason::Takeover => "the operator said takeover",
         Reason::Yield => "the operator said yield",
         Reason::Fault => "it can't carry its VIPs",

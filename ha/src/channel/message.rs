@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::handover::Handover;
+use crate::heart::Word;
 use crate::{state, sync};
 
 /// A message.
@@ -43,6 +44,8 @@ pub struct Heartbeat {
     /// What the sender's lease has left, in microseconds: when it has ended, the sender answers
     /// for no VIP any more, whatever has become of it.
     pub lease_us: u32,
+    /// How the sender stands, and what it hears.
+    pub word: Word,
     /// What its adverts say; `None` where it is not Active and has not just stopped being so.
     pub advert: Option<HeartbeatAdvert>,
 }

@@ -90,7 +90,8 @@ impl Neighbors {
         }
     }
 
-    fn name(&self, address: IpAddr) -> Option<&str> {
+    /// The name of the peer that has this address.
+    pub(super) fn name(&self, address: IpAddr) -> Option<&str> {
         let peer = self.peers.iter().find(|peer| peer.addresses.contains(&address))?;
         Some(&peer.name)
     }

@@ -19,6 +19,7 @@ use super::realtime;
 use super::{Command, PathView, PeerEnds, PeerEvent, PeerView, View, VipView};
 use crate::channel::hello::BootId;
 use crate::config::HaConfig;
+use crate::heart::Heart;
 use crate::io::netlink::{Event, Netlink, Ticket, Watch};
 use crate::io::timer::Timer;
 use crate::lease::{self, Lease};
@@ -46,6 +47,7 @@ const YIELD_MARGIN: Duration = Duration::from_millis(500);
 pub(super) struct Driver {
     config: HaConfig,
     node: Node,
+    heart: Heart,
     lease: Option<Lease>,
     netlink: Netlink,
     ports: Ports,
@@ -138,7 +140,10 @@ impl Driver {
             }
             (_, _) => (None, None),
         };
+        let peers = config.channel.iter().flat_map(|channel| &channel.peers);
+        let peers = peers.map(|peer| peer.name.clone());
         let mut driver = Self {
+            heart: Heart::new(now, config.advert_interval.duration(), peers),
             heartbeat_at: channels.as_ref().map(|_| now),
             channels,
             peer_events,
@@ -204,8 +209,9 @@ impl Driver {
     fn next_deadline(&self) -> Option<Instant> {
         let pending = self.pending.as_ref().map(|pending| pending.deadline);
         let channels = self.channels.as_ref().and_then(Channels::next_deadline);
-        let own = [self.node.poll_timeout(), self.publish_at, self.retry_at, pending];
-        own.into_iter().chain([channels, self.heartbeat_at]).flatten().min()
+        let machines = [self.node.poll_timeout(), self.heart.poll_timeout()];
+        let own = machines.into_iter().chain([self.publish_at, self.retry_at, pending]);
+        own.chain([channels, self.heartbeat_at]).flatten().min()
     }
 
     /// Waits until there is something to do; what, is looked at after, in a fixed order.
@@ -277,8 +283,12 @@ impl Driver {
             None => Flow::Continue,
         };
         let now = Instant::now();
+        self.heart.handle_timeout(now);
+        self.heed().await;
+        let now = Instant::now();
         self.node.handle_timeout(now);
         self.perform().await;
+        self.heed().await;
         self.give_up(now);
         if flow == Flow::End || self.publish_at.is_some_and(|at| at <= Instant::now()) {
             self.publish();

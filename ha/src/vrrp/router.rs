@@ -40,6 +40,11 @@ pub const GONE_SKEW: Duration = Duration::from_millis(2);
 /// other never advertises. It covers what configuring addresses takes on a busy machine.
 pub const GIVEN_PATIENCE: Duration = Duration::from_millis(200);
 
+/// Intervals for which an Active answers a rival that should give way, before it takes the rival
+/// for deaf and gives way itself. A rival that hears gives way to the first answer; until the third
+/// advert of a deaf one, two answers and two or three adverts of this node's own were lost.
+pub const UNHEARD_INTERVALS: u32 = 2;
+
 /// One virtual router on this node.
 #[derive(Debug)]
 pub struct VirtualRouter {
@@ -90,7 +95,8 @@ struct Backup {
 enum Stance {
     /// As Preempt_Mode says.
     Configured,
-    /// Not before the present Active is gone: the operator made this node yield.
+    /// Not before the present Active is gone: the operator made this node yield, or the Active does
+    /// not hear it.
     Deferring,
 }
 
@@ -111,6 +117,15 @@ struct Active {
     standing: Standing,
     /// Since when a tie is lost in the family that does not decide it.
     tie_lost_at: Option<Instant>,
+    /// A rival that should give way.
+    rival: Option<Rival>,
+}
+
+/// A node that advertises and should give way to this one: when it was heard first, and last.
+#[derive(Debug, Clone, Copy)]
+struct Rival {
+    first: Instant,
+    last: Instant,
 }
 
 /// What an answer does to the Adver_Timer (RFC 9568 §6.4.3).
@@ -186,7 +201,8 @@ impl VirtualRouter {
                 | Input::Recovered
                 | Input::ActiveGone(_)
                 | Input::Give(_)
-                | Input::Take(_),
+                | Input::Take(_)
+                | Input::Unheard,
             ) => {}
 
             (Machine::Backup(backup), Input::Advert(advert)) => {
@@ -208,7 +224,7 @@ impl VirtualRouter {
             (Machine::Backup(backup), Input::Take(wish)) => self.take(now, backup, wish),
             (
                 Machine::Backup(_),
-                Input::Startup | Input::Yield | Input::Recovered | Input::Give(_),
+                Input::Startup | Input::Yield | Input::Recovered | Input::Give(_) | Input::Unheard,
             ) => {}
 
             (Machine::Active(active), Input::Advert(advert)) => {
@@ -224,6 +240,7 @@ impl VirtualRouter {
                 self.release_and_yield();
                 self.become_backup(now, self.config.advert_interval, Reason::Yield);
             }
+            (Machine::Active(_), Input::Unheard) => self.give_way_unheard(now),
             (Machine::Active(_), Input::Fault) => {
                 self.release_and_yield();
                 self.enter(Machine::Initialize(Halt::Faulty), Reason::Fault);
@@ -418,9 +435,29 @@ impl VirtualRouter {
             self.outputs.push_back(Output::Release);
             self.become_backup(now, advert.interval, Reason::Outranked);
             self.note_owner(now, &advert);
-        } else {
+        } else if let Some(rival) = self.deafness_in_doubt(now, active, &advert) {
+            let active = Active { rival: Some(rival), ..active };
+            self.machine = Machine::Active(active);
             self.answer(now, active, AdverTimer::RunsOn);
+        } else {
+            self.give_way_unheard(now);
         }
+    }
+
+    /// What is known now of a rival that should give way; `None` once it should have long ago.
+    fn deafness_in_doubt(&self, now: Instant, active: Active, advert: &Advert) -> Option<Rival> {
+        let interval = advert.interval.max(self.config.advert_interval).duration();
+        let recent = |rival: &Rival| now.saturating_duration_since(rival.last) < 3 * interval;
+        let first = active.rival.filter(recent).map_or(now, |rival| rival.first);
+        let doubtful = now.saturating_duration_since(first) < UNHEARD_INTERVALS * interval;
+        doubtful.then_some(Rival { first, last: now })
+    }
+
+    /// The rival can't be told anything, so this node gives way, and until the rival is gone it
+    /// does not preempt: they would take turns.
+    fn give_way_unheard(&mut self, now: Instant) {
+        self.release_and_yield();
+        self.become_backup(now, self.config.advert_interval, Reason::Unheard);
     }
 
     /// Since when a tie is lost in the family that does not decide it, while the other may still
@@ -489,7 +526,8 @@ impl VirtualRouter {
     }
 
     fn become_active(&mut self, now: Instant, standing: Standing, reason: Reason) {
-        let active = Active { adver_at: now, sent_at: now, standing, tie_lost_at: None };
+        let active =
+            Active { adver_at: now, sent_at: now, standing, tie_lost_at: None, rival: None };
         let active = self.send_advert(now, active);
         self.outputs.push_back(Output::Claim);
         self.enter(Machine::Active(active), reason);
@@ -502,7 +540,7 @@ impl VirtualRouter {
             claim_reason: Reason::ActiveDown,
             ran_at: now,
             stance: match reason {
-                Reason::Yield | Reason::HandedOver => Stance::Deferring,
+                Reason::Yield | Reason::HandedOver | Reason::Unheard => Stance::Deferring,
                 _ => Stance::Configured,
             },
             outranks: false,

@@ -286,6 +286,7 @@ impl World {
                     node.transitions += 1;
                     self.tally.stalls += u64::from(reason == Reason::Stalled);
                     self.tally.takeovers += u64::from(reason == Reason::Takeover);
+                    node.deferring |= reason == Reason::Unheard;
                 }
             }
             released_just_now = output == Output::Release;

@@ -120,6 +120,7 @@ impl Driver {
     fn transition(&mut self, transition: Transition) {
         let now = Instant::now();
         let Transition { from, to, reason } = transition;
+        self.heart.stand(now, to);
         if from != to {
             self.since = (now, SystemTime::now());
         }

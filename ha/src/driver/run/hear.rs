@@ -76,6 +76,9 @@ impl Driver {
                 info!(node, priority = %advert.priority, suppressed, "another node advertises");
             });
         }
+        if let Some(place) = self.place_of(source) {
+            self.heart.hear_advert(now, place, advert.priority == Priority::YIELD);
+        }
         self.publish_by(now + VIEW_HEARD);
         self.feed(Input::Advert(advert)).await;
         self.another_is_active(&advert);

@@ -14,6 +14,7 @@ use crate::config::Family;
 use crate::driver::PeerEvent;
 use crate::driver::channels::{Ended, Happening, PeerPlace};
 use crate::driver::counters::Counter;
+use crate::heart;
 use crate::node::Input;
 use crate::vrrp::router::{Advert, State};
 use crate::vrrp::{AdverInterval, Priority};
@@ -30,6 +31,28 @@ impl Driver {
         while let Some(happening) = self.channels.as_mut().and_then(|c| c.poll_happening()) {
             self.happening(now, happening, history).await;
         }
+        self.heed().await;
+    }
+
+    /// What follows from what the peers say.
+    pub(super) async fn heed(&mut self) {
+        while let Some(output) = self.heart.poll_output() {
+            match output {
+                heart::Output::Tell(input) => {
+                    let told = format!("{input:?}");
+                    self.journal.say(move || info!(told, "by what the peers say"));
+                    self.feed(input).await;
+                }
+                heart::Output::Beat => self.beat(Instant::now(), self.advert_now()),
+            }
+        }
+    }
+
+    /// The peer on the channel that has this address.
+    pub(super) fn place_of(&self, source: IpAddr) -> Option<PeerPlace> {
+        let name = self.neighbors.name(source)?;
+        let channels = self.channels.as_ref()?;
+        channels.peers.iter().position(|peer| peer.name == name)
     }
 
     /// What heartbeats say of this node's adverts.
@@ -49,13 +72,14 @@ impl Driver {
             interval_cs: self.config.advert_interval.centiseconds(),
         });
         let lease = self.lease.as_ref().map_or(0, |lease| lease.left().as_micros());
-        let heartbeat = Heartbeat {
-            epoch: self.epoch,
-            lease_us: u32::try_from(lease).unwrap_or(u32::MAX),
-            advert,
-        };
-        let message = wire::encode(&Message::Heartbeat(heartbeat));
         for place in 0..channels.peers.len() {
+            let heartbeat = Heartbeat {
+                epoch: self.epoch,
+                lease_us: u32::try_from(lease).unwrap_or(u32::MAX),
+                word: self.heart.word(now, place),
+                advert,
+            };
+            let message = wire::encode(&Message::Heartbeat(heartbeat));
             if channels.send(place, &message) {
                 self.counters.count(Counter::HeartbeatSent, 1);
             }
@@ -72,6 +96,7 @@ impl Driver {
                 self.journal.say(move || {
                     info!(peer = peer_name, %boot, version, "peer channel is up");
                 });
+                self.heart.meet(now, place);
                 self.tell(now, place, PeerEvent::Up { place, peer });
                 self.beat(now, self.advert_now());
             }
@@ -134,6 +159,9 @@ impl Driver {
     /// The kernel of a node whose daemon has ended closes its connections: that is evidence, where
     /// silence is not.
     async fn peer_gone(&mut self, now: Instant, place: PeerPlace, ended: Ended) {
+        if ended == Ended::ByPeer {
+            self.heart.forget(now, place);
+        }
         let Some(active_lease) = self.active_lease.take_if(|(active, _)| *active == place) else {
             return;
         };
@@ -146,6 +174,7 @@ impl Driver {
     async fn heartbeat(&mut self, now: Instant, place: PeerPlace, heartbeat: Heartbeat) {
         self.counters.count(Counter::HeartbeatReceived, 1);
         self.epoch = self.epoch.max(heartbeat.epoch);
+        self.heart.hear(now, place, heartbeat.word);
         match heartbeat.advert {
             Some(advert) if advert.priority != Priority::YIELD.value() => {
                 // Counted from its arrival, so never too short.

@@ -46,6 +46,9 @@ pub enum Input {
     /// answer for the VIPs until its lease has ended, which is at most so long from now; then this
     /// node may claim them.
     ActiveGone(Duration),
+    /// A Backup has said that it hears nothing of this node, and so is about to claim: only this
+    /// node can give way. Nothing happens unless it is Active.
+    Unheard,
     /// This node gives the VIPs to another one, which has agreed to take them and is told when they
     /// are free. Nothing happens unless it is Active.
     Give(Wish),
@@ -146,6 +149,8 @@ pub enum Reason {
     Preempted,
     /// Another node advertises a higher priority, or the same and a greater address.
     Outranked,
+    /// Another node claims, or is about to, and does not hear this one.
+    Unheard,
     /// The operator said `takeover` here.
     Takeover,
     /// The operator said `yield` here.
