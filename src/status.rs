@@ -142,6 +142,10 @@ pub struct DatapathStatus {
     pub max_half_open_flows: u32,
     /// Half-open flows that others have pushed out of their table, since it was made.
     pub half_open_pushed_out: u64,
+    /// Flows that began on another node, were not replicated in time, and went on here after a
+    /// takeover, since the tables were made.
+    #[serde(default)]
+    pub adopted: u64,
 }
 
 /// A hook of an interface.
@@ -651,6 +655,7 @@ impl DatapathStatus {
             half_open_flows: report.flows.half_open,
             max_half_open_flows: report.most_half_open_flows,
             half_open_pushed_out: report.flows.pushed_out,
+            adopted: report.flows.adopted,
         }
     }
 }

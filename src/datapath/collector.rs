@@ -53,6 +53,8 @@ pub struct FlowCounts {
     /// Half-open flows that others have pushed out since the tables were made: at least so many,
     /// since it follows from what the kernel counts of the others.
     pub pushed_out: u64,
+    /// Flows of the node before that were adopted since the tables were made (bpf/adopt.h).
+    pub adopted: u64,
 }
 
 impl Collector {
@@ -162,10 +164,11 @@ impl Walk {
         let half_open = self.half_open(all)?;
         let (Some((all, told)), Some(half_open)) = (established, half_open) else { return Ok(()) };
         self.again = told > 0 && how.bits == 0;
-        let pushed_out = began.pushed_out_before(&self.sweeper.flow_counts()?, half_open);
+        let now = self.sweeper.flow_counts()?;
+        let (pushed_out, adopted) = (began.pushed_out_before(&now, half_open), now.adopted);
         let mut counted = self.shared.counted.lock().expect("no panic while it is held");
         let pushed_out = pushed_out.max(counted.pushed_out);
-        *counted = FlowCounts { all, half_open, pushed_out };
+        *counted = FlowCounts { all, half_open, pushed_out, adopted };
         Ok(())
     }
 

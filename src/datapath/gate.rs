@@ -16,6 +16,10 @@ use super::clock::Tick;
 use super::mapped::Mapped;
 use super::skeleton::types;
 
+/// For how long after a takeover flows of the node before are adopted (bpf/adopt.h), in nanoseconds
+/// and on top of the first lease: clients that have something to say repeat it by then.
+const ADOPTION: u64 = 3_000_000_000;
+
 /// A gate, mapped.
 #[derive(Debug)]
 pub struct Gate(Mapped<types::gate>);
@@ -46,10 +50,18 @@ impl Gate {
         self.0.open_until().store(deadline.jiffies, Ordering::Release);
     }
 
-    /// The same, under the fencing number of the lease.
-    fn open(&self, deadline: Deadline, epoch: u64) {
-        self.0.epoch().store(epoch, Ordering::Release);
+    /// The same, under the fencing number of the lease. With a new number begins the time in which
+    /// flows of the node before are adopted, until `adopt_until` in jiffies.
+    fn open(&self, deadline: Deadline, epoch: u64, adopt_until: u64) {
+        if self.0.epoch().swap(epoch, Ordering::AcqRel) != epoch {
+            self.adopt_until(adopt_until);
+        }
         self.open_until(deadline);
+    }
+
+    /// Flows of the node before are adopted until then, in jiffies.
+    pub fn adopt_until(&self, jiffies: u64) {
+        self.0.adopt_until().store(jiffies, Ordering::Release);
     }
 
     /// Closes it now.
@@ -105,7 +117,11 @@ impl Gates {
 impl Doors {
     fn open_until(&self, until: u64, epoch: u64) {
         let deadline = if until == 0 { Deadline::NEVER } else { self.tick.deadline(until) };
-        self.gates.iter().for_each(|gate| gate.open(deadline, epoch));
+        let adopt_until = match until {
+            0 => 0,
+            until => self.tick.deadline(until + ADOPTION).jiffies,
+        };
+        self.gates.iter().for_each(|gate| gate.open(deadline, epoch, adopt_until));
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Lifetimes {
     pub fins_disbelieved: u64,
     /// RSTs that the other end's silence has to confirm.
     pub resets_doubted: u64,
+    /// Established flows of the node before that were not replicated in time.
+    pub adopted: u64,
 }
 
 impl Lifetimes {
@@ -51,6 +53,7 @@ impl Lifetimes {
             resets_disbelieved: count(flow_count::RESETS_DISBELIEVED)?,
             fins_disbelieved: count(flow_count::FINS_DISBELIEVED)?,
             resets_doubted: count(flow_count::RESETS_DOUBTED)?,
+            adopted: count(flow_count::FLOWS_ADOPTED)?,
         })
     }
 

@@ -45,6 +45,12 @@ impl Mapped<types::gate> {
         unsafe { AtomicU64::from_ptr(&raw mut (*self.page.as_ptr()).open_until_ns) }
     }
 
+    /// Until when flows of the node before are adopted, in jiffies.
+    pub(super) fn adopt_until(&self) -> &AtomicU64 {
+        // SAFETY: the mapping lives as long as `self`, and the field is aligned to its size.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.page.as_ptr()).adopt_until) }
+    }
+
     /// Under which fencing number.
     pub(super) fn epoch(&self) -> &AtomicU64 {
         // SAFETY: the mapping lives as long as `self`, and the field is aligned to its size.

@@ -111,9 +111,12 @@ impl DatapathStatus {
             "\nDatapath: gate {gate}; {flows} of {max_flows} flows, {half_open_flows} of \
              {max_half_open_flows} half-open"
         )?;
-        match self.half_open_pushed_out {
+        if self.half_open_pushed_out > 0 {
+            write!(text, " ({} pushed out)", self.half_open_pushed_out)?;
+        }
+        match self.adopted {
             0 => writeln!(text)?,
-            pushed_out => writeln!(text, " ({pushed_out} pushed out)")?,
+            adopted => writeln!(text, ", {adopted} adopted after takeovers")?,
         }
         if self.hooks.is_empty() {
             writeln!(text, "  attached nowhere")?;

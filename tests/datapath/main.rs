@@ -1,5 +1,6 @@
 //! The kernel's programs, run on packets of ours (BPF_PROG_TEST_RUN) and in namespaces.
 
+mod adopt;
 mod answers;
 mod bad;
 mod collect;

@@ -335,9 +335,11 @@ impl Net {
     /// Opens the gate of a relay whose daemon has gone, for good.
     pub(crate) fn open_gate(&self) {
         let map = MapHandle::from_pinned_path(self.pins().join("gate")).unwrap();
-        let types::gate { open_until, epoch, open_until_ns } =
-            types::gate { open_until: u64::MAX / 4, epoch: 0, open_until_ns: u64::MAX / 4 };
-        let bytes = [open_until, epoch, open_until_ns].map(u64::to_ne_bytes).concat();
+        let (open_until, open_until_ns) = (u64::MAX / 4, u64::MAX / 4);
+        let gate = types::gate { open_until, open_until_ns, ..Default::default() };
+        let types::gate { open_until, epoch, open_until_ns, adopt_until } = gate;
+        let words = [open_until, epoch, open_until_ns, adopt_until];
+        let bytes = words.map(u64::to_ne_bytes).concat();
         map.update(&0_u32.to_ne_bytes(), &bytes, MapFlags::ANY).unwrap();
     }
 

@@ -40,6 +40,19 @@ fn connections_outlive_a_daemon_that_was_killed() {
     connect(&client, VIP, PATIENCE).unwrap().echo(10);
 }
 
+/// As on a node that takes over and was not told of them: what the kernel knew is gone.
+#[test]
+fn connections_go_on_where_nothing_is_known_of_them() {
+    let mut net = net();
+    let session = |_| connect(&net.node("client"), "10.77.0.100:80", PATIENCE).unwrap();
+    let mut sessions: Vec<_> = (0..20).map(session).collect();
+    net.end_relay(Signal::SIGKILL);
+    net.unload();
+    net.start_relay(&web());
+    sessions.iter_mut().for_each(|session| session.echo(1000));
+    net.until("status says so", || net.status()["datapath"]["adopted"] == 20);
+}
+
 #[test]
 fn after_a_kill_there_is_silence() {
     let mut net = net();

@@ -62,7 +62,8 @@ static __always_inline int find_flow(struct packet *packet, const struct flow_ke
 	return flow_slow(packet, key, service, found);
 }
 
-/* A reply of a flow that is half-open: notes what it shows. UDP is established by it. */
+/* A reply of a flow that is half-open: notes what it shows. UDP is established by it, and so is a
+ * flow that was adopted. */
 __noinline int reply_half_open(struct packet *packet, const struct reply_key *key)
 {
 	struct flow_key flow_key;
@@ -91,7 +92,9 @@ __noinline int reply_half_open(struct packet *packet, const struct reply_key *ke
 	} else if (packet->tcp_flags & TCP_RST) {
 		half->reply.flags |= FLOW_RST;
 	}
-	if (packet->protocol == IPPROTO_TCP)
+	/* TCP is confirmed by its client, but where its beginning was not seen. */
+	if (packet->protocol == IPPROTO_TCP &&
+	    (!(flow->flags & FLOW_ADOPTED) || (packet->tcp_flags & (TCP_SYN | TCP_RST))))
 		return GO_ON;
 	service_id = flow_key.service;
 	service = bpf_map_lookup_elem(&service_table, &service_id);

@@ -17,6 +17,7 @@
  */
 #pragma once
 
+#include "adopt.h"
 #include "affinity.h"
 #include "bounds.h"
 #include "counters.h"
@@ -183,7 +184,14 @@ __noinline int open_nat(const struct flow_key *key, const struct service *servic
 	search.value.reply.ifindex = packet->ifindex;
 	search.value.reply.seen = packet->now;
 	search.first = hash_flow(service->seed, &key->client, key->port) % PORTS;
-	bpf_loop(PORT_TRIES, try_port, &search, 0);
+	if (flow->flags & FLOW_ADOPTED) {
+		search.value.reply.flags = FLOW_LEARNT;
+		try_port(0, &search);
+		if (!search.found)
+			return drop(DROP_NO_FLOW);
+	} else {
+		bpf_loop(PORT_TRIES, try_port, &search, 0);
+	}
 	if (!search.found)
 		return drop(DROP_PORTS_EXHAUSTED);
 	flow->nat_port = bpf_htons(search.found);
@@ -207,6 +215,7 @@ __noinline int open_dnat(const struct flow_key *key, const struct service *servi
 	half.reply.backend = flow->backend;
 	half.reply.ifindex = packet->ifindex;
 	half.reply.seen = packet->now;
+	half.reply.flags = flow->flags & FLOW_ADOPTED ? FLOW_LEARNT : 0;
 	if (bpf_map_lookup_elem(&replies, &reply_key))
 		return drop(DROP_PORTS_EXHAUSTED);
 	bpf_map_update_elem(&half_replies, &reply_key, &half, BPF_ANY);
@@ -218,20 +227,21 @@ __noinline int open_flow(struct packet *packet, const struct flow_key *key,
 			 const struct service *service, struct flow *flow)
 {
 	struct backend *backend;
-	int verdict, selected;
+	int verdict, selected, amid;
 	__u32 backend_id;
 
 	if (!packet || !key || !service || !flow)
 		return VERDICT_DROP;
-	/* Not the beginning of one: nobody knows where it belongs. */
-	if (packet->protocol == IPPROTO_TCP && !is_syn(packet))
+	/* Not the beginning of one: nobody knows where it belongs, but after a takeover. */
+	amid = packet->protocol == IPPROTO_TCP && !is_syn(packet);
+	if (amid && !may_adopt(packet, service))
 		return drop_or_drain(packet, DROP_NO_FLOW);
 	verdict = check_limits(key, service);
 	if (verdict != GO_ON)
 		return verdict;
 	selected = service->affinity ? affine_backend(service, key, packet->now) : 0;
 	if (!selected)
-		selected = select_backend(service, key);
+		selected = amid ? first_choice(service, key) : select_backend(service, key);
 	if (selected <= 0)
 		return drop(-selected);
 	backend_id = selected;
@@ -240,11 +250,11 @@ __noinline int open_flow(struct packet *packet, const struct flow_key *key,
 		return drop(DROP_NO_BACKEND);
 	flow->backend = backend_id;
 	flow->nat_port = key->port;
-	flow->flags = 0;
+	flow->flags = amid ? FLOW_ADOPTED : 0;
 	flow->seen = packet->now;
 	flow->began = packet->now;
 	flow->numbers.end = packet->sequence_end;
-	flow->numbers.acknowledged = 0;
+	flow->numbers.acknowledged = amid ? packet->acknowledgement : 0;
 	if (service->mode == MODE_NAT)
 		verdict = open_nat(key, service, backend, packet, flow);
 	else if (service->mode == MODE_DNAT)
@@ -284,6 +294,10 @@ __noinline int establish(const struct flow_key *key, const struct service *servi
 	verdict = admit(key, service, flow);
 	if (verdict != GO_ON)
 		goto undo;
+	if (flow->flags & FLOW_ADOPTED) {
+		flow->flags &= ~FLOW_ADOPTED;
+		count_flow(FLOWS_ADOPTED);
+	}
 	error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
 	/* Another CPU was here before, and has counted it. */
 	if (error)
@@ -364,6 +378,8 @@ static __noinline int go_on_half_open(struct packet *packet, const struct flow_k
 		/* Of UDP the reply establishes, see reply_half_open; in DSR the second packet. */
 		return half || packet->handed_over ? GO_ON : ESTABLISH;
 	if (is_syn(packet) || (packet->tcp_flags & TCP_RST) || (flow->flags & FLOW_RST))
+		return GO_ON;
+	if (half && (flow->flags & FLOW_ADOPTED))
 		return GO_ON;
 	if (half && !confirms(half, packet))
 		return drop(DROP_HANDSHAKE);

@@ -15,6 +15,8 @@ struct gate {
 	__u64 epoch;
 	/* The same moment as `open_until` or a little later, on the monotonic clock. */
 	__u64 open_until_ns;
+	/* jiffies64 until which flows of the node before are adopted (adopt.h). */
+	__u64 adopt_until;
 };
 
 /* In a section, so in a map, of its own: its place must not move with other variables. */

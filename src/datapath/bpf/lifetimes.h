@@ -30,6 +30,8 @@ enum flow_count {
 	FINS_DISBELIEVED,
 	/* A RST that may be right: believed if the other end stays silent. */
 	RESETS_DOUBTED,
+	/* Established flows that were begun in the middle (adopt.h). */
+	FLOWS_ADOPTED,
 	FLOW_COUNTS
 };
 

@@ -169,6 +169,8 @@ enum flow_flag {
 	FLOW_ENDED = 16,
 	/* The other end seems to have reset the flow; this one has not been heard since. */
 	FLOW_DOUBT = 32,
+	/* Half-open: begun in the middle, see adopt.h. */
+	FLOW_ADOPTED = 64,
 };
 
 /* Of the TCP segments of one direction, in the host's byte order; see numbers.h. */
