@@ -64,32 +64,35 @@ static __always_inline int plan_to_backend(struct packet *packet, const struct s
 }
 
 /* From a client to a service. */
-static __always_inline int plan_inbound(struct packet *packet, struct service *service, __u32 id,
-					struct plan *plan)
+static __always_inline int plan_inbound(struct work *work, struct service *service, __u32 id)
 {
-	struct flow_key key = flow_key_of(packet, id);
-	struct flow flow = {};
+	struct packet *packet = &work->packet;
+	struct plan *plan = &work->plan;
+	struct flow *flow = &work->flow;
 	struct backend *backend;
 	__u32 backend_id;
 	int verdict;
 
-	verdict = find_flow(packet, &key, service, &flow);
+	work->key = flow_key_of(packet, id);
+	verdict = find_flow(packet, &work->key, service, flow);
 	if (verdict != GO_ON)
 		return verdict;
-	backend_id = flow.backend;
+	backend_id = flow->backend;
 	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	if (!backend)
 		return drop(DROP_STALE);
-	if (!keeps_flows(backend) || (flow.flags & FLOW_ENDED)) {
-		verdict = leave_backend(packet, &key, service, &flow, plan);
+	if (!keeps_flows(backend) || (flow->flags & FLOW_ENDED)) {
+		verdict = leave_backend(packet, &work->key, service, flow, plan);
+		if (verdict == BEGIN_ANEW)
+			verdict = open_flow(packet, &work->key, service, flow);
 		if (verdict != GO_ON)
 			return verdict;
-		backend_id = flow.backend;
+		backend_id = flow->backend;
 		backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 		if (!backend)
 			return drop(DROP_STALE);
 	}
-	return plan_to_backend(packet, service, id, &flow, backend, plan);
+	return plan_to_backend(packet, service, id, flow, backend, plan);
 }
 
 /* From a backend to the client of its flow. */
@@ -115,11 +118,12 @@ static __always_inline int plan_to_client(const struct reply *reply, struct plan
 }
 
 /* From a server, perhaps to a client. */
-static __always_inline int plan_outbound(struct packet *packet, __u32 server, struct plan *plan)
+static __always_inline int plan_outbound(struct packet *packet, __u32 server,
+					 struct reply *reply, struct plan *plan)
 {
 	int verdict = GO_ON;
-	struct reply *reply = find_reply(packet, server, &verdict);
 
+	reply = find_reply(packet, server, reply, &verdict);
 	if (!reply)
 		return verdict;
 	if (reply->flags & FLOW_ENDED)
@@ -163,7 +167,7 @@ __noinline int decide_error(struct packet *packet, struct plan *plan)
 	if (!packet || !plan)
 		return VERDICT_DROP;
 	ours = address_use(&packet->destination);
-	service_id = find_service(packet);
+	service_id = look_for_service(packet);
 	service = service_id ? bpf_map_lookup_elem(&service_table, &service_id) : NULL;
 	if (service && service->mode != MODE_PROXY) {
 		struct flow_key key = flow_key_of(packet, service_id);
@@ -179,7 +183,7 @@ __noinline int decide_error(struct packet *packet, struct plan *plan)
 			return drop(DROP_TTL);
 		return plan_to_backend(packet, service, service_id, flow, backend, plan);
 	}
-	server = service ? 0 : find_server(packet);
+	server = service ? 0 : look_for_server(packet);
 	if (!server)
 		return VERDICT_PASS;
 	reply = peek_reply(packet, server);
@@ -208,25 +212,24 @@ static __always_inline int pass_or_drop(struct packet *packet, int closed)
 	return VERDICT_PASS;
 }
 
-/* From the frame to a packet; of an ICMP error, to one of the flow that it is about. */
-static __always_inline int read_packet(void *data, void *end, __u32 size, struct packet *packet,
-				       int closed)
+/* What is neither TCP nor UDP: an ICMP error becomes a packet of the flow that it is about. */
+static __always_inline int read_other(void *data, void *end, __u32 size, struct packet *packet,
+				      int closed)
 {
-	int verdict = parse(data, end, size, packet);
+	int verdict = check_question(data, end, packet);
 
-	if (verdict != VERDICT_PASS)
-		return verdict;
-	verdict = check_question(data, end, packet);
 	if (verdict != GO_ON)
 		return verdict;
 	return !closed && is_icmp(packet) ? parse_error(data, end, size, packet) : VERDICT_PASS;
 }
 
-static __always_inline int decide_packet(struct packet *packet, struct plan *plan, int closed,
-					 int verdict)
+static __always_inline int decide_packet(struct work *work, int closed, int verdict)
 {
+	struct packet *packet = &work->packet;
+	struct plan *plan = &work->plan;
 	struct service *service = NULL;
-	__u32 service_id, server;
+	__u32 service_id, server = 0;
+	struct reply *reply = NULL;
 
 	if (verdict != GO_ON)
 		return verdict == VERDICT_PASS ? pass_or_drop(packet, closed) : verdict;
@@ -237,7 +240,16 @@ static __always_inline int decide_packet(struct packet *packet, struct plan *pla
 		return address_use(&packet->destination) ? drop(packet->broken - 1) : VERDICT_PASS;
 	if (packet->fragment == FRAGMENT_LATER)
 		return join_fragment(packet, plan, closed);
-	service_id = find_service(packet);
+	/* No service listens where a flow's replies go to (`try_port`): a packet from a server that
+	 * is of one need not be asked whether it is for a service. */
+	service_id = recent_service(packet);
+	if (!service_id) {
+		server = recent_server(packet);
+		if (server)
+			reply = find_established(packet, server);
+		if (!reply)
+			service_id = look_for_service(packet);
+	}
 	if (service_id)
 		service = bpf_map_lookup_elem(&service_table, &service_id);
 	if (service && service->mode != MODE_PROXY) {
@@ -246,16 +258,21 @@ static __always_inline int decide_packet(struct packet *packet, struct plan *pla
 		verdict = check_packet(packet, plan);
 		if (verdict != GO_ON)
 			return verdict;
-		return plan_inbound(packet, service, service_id, plan);
+		return plan_inbound(work, service, service_id);
 	}
-	server = service ? 0 : find_server(packet);
-	if (!server)
+	if (service)
 		return pass_or_drop(packet, closed);
+	if (!server) {
+		server = look_for_server(packet);
+		if (!server)
+			return pass_or_drop(packet, closed);
+		reply = find_established(packet, server);
+	}
 	/* Asked first: a closed gate must not refresh the flow. */
 	if (closed)
 		return is_reply(packet, server) ? drop(DROP_GATE_CLOSED)
 						: pass_or_drop(packet, closed);
-	verdict = plan_outbound(packet, server, plan);
+	verdict = plan_outbound(packet, server, reply, plan);
 	if (verdict != VERDICT_PASS)
 		return verdict == VERDICT_FORWARD && packet->ttl <= 1
 			       ? answer(plan, ANSWER_TIME_EXCEEDED, DROP_TTL)
@@ -266,13 +283,12 @@ static __always_inline int decide_packet(struct packet *packet, struct plan *pla
 	return VERDICT_PASS;
 }
 
-/* The whole way of what `read_packet` gave `verdict` for. The plan is set where the verdict is
+/* The whole way of what `parse`, or `read_other`, gave `verdict` for. The plan is set where the verdict is
  * `VERDICT_FORWARD`, and what it has of answers where it is `VERDICT_ANSWER`. */
-static __always_inline int decide(struct packet *packet, struct plan *plan, int closed,
-				  int verdict)
+static __always_inline int decide(struct work *work, int closed, int verdict)
 {
-	verdict = decide_packet(packet, plan, closed, verdict);
-	if (packet->fragment == FRAGMENT_FIRST)
-		note_first_fragment(packet, plan, verdict);
+	verdict = decide_packet(work, closed, verdict);
+	if (work->packet.fragment == FRAGMENT_FIRST)
+		note_first_fragment(&work->packet, &work->plan, verdict);
 	return verdict;
 }

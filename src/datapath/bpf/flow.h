@@ -140,6 +140,7 @@ static __always_inline void touch_reply(struct reply *reply, const struct packet
 
 struct port_search {
 	struct reply_key key;
+	struct service_key listener;
 	struct half_reply value;
 	__u32 first;
 	__u32 found;
@@ -153,7 +154,10 @@ static long try_port(__u32 nth, void *context)
 	__u32 port = FIRST_PORT + (search->first + nth * 4099) % PORTS;
 
 	search->key.port = bpf_htons(port);
-	if (bpf_map_lookup_elem(&replies, &search->key))
+	search->listener.port = bpf_htons(port);
+	/* What is sent there is for a service. */
+	if (bpf_map_lookup_elem(&services, &search->listener) ||
+	    bpf_map_lookup_elem(&replies, &search->key))
 		return 0;
 	if (bpf_map_update_elem(&half_replies, &search->key, &search->value, BPF_NOEXIST)) {
 		/* Of a half-open flow of the same client whose other half was evicted: ours. */
@@ -177,6 +181,8 @@ __noinline int open_nat(const struct flow_key *key, const struct service *servic
 	if (!key || !service || !backend || !packet || !flow)
 		return VERDICT_DROP;
 	search.key = reply_key_of(key, service, backend, 0);
+	search.listener.vip = search.key.address;
+	search.listener.protocol = packet->protocol;
 	search.value.reply.client = key->client;
 	search.value.reply.port = key->port;
 	search.value.reply.service = key->service;

@@ -24,9 +24,10 @@ static __always_inline int refuse(const struct packet *packet, struct plan *plan
 	return answer(plan, ANSWER_RESET, DROP_BACKEND_DOWN);
 }
 
-/* A client's packet of a flow that can't go on. `GO_ON`: with what `flow` is by then. */
+/* A client's packet of a flow that can't go on. `BEGIN_ANEW`: with another, from here. */
 __noinline int leave_backend(struct packet *packet, const struct flow_key *key,
-			     const struct service *service, struct flow *flow, struct plan *plan)
+			     const struct service *service, const struct flow *flow,
+			     struct plan *plan)
 {
 	struct reply *reply = NULL;
 	struct backend *backend;
@@ -39,7 +40,7 @@ __noinline int leave_backend(struct packet *packet, const struct flow_key *key,
 		remove_flow(key, flow, service);
 		count_flow(FLOWS_MOVED);
 		if (packet->protocol == IPPROTO_TCP || service->on_down == ON_DOWN_REMAP)
-			return open_flow(packet, key, service, flow);
+			return BEGIN_ANEW;
 		return answer(plan, ANSWER_UNREACHABLE, DROP_BACKEND_DOWN);
 	}
 	there = bpf_map_lookup_elem(&flows, key);

@@ -25,12 +25,10 @@ static __always_inline __u32 longest_sent(const struct packet *packet)
 
 /* `GO_ON`, or the answer for its sender, for packets up to `longest`; `plan->mtu` is what would have
  * room on the way out. */
-__noinline int check_length(struct __sk_buff *skb, struct plan *plan, __u32 longest)
+static __always_inline int check_length(struct __sk_buff *skb, struct plan *plan, __u32 longest)
 {
 	__u32 mtu = 0;
 
-	if (!plan)
-		return VERDICT_DROP;
 	/* The interface has gone: let the redirect find out. */
 	if (bpf_check_mtu(skb, plan->ifindex, &mtu, 0, 0) < 0 || longest <= mtu)
 		return GO_ON;

@@ -68,7 +68,7 @@ struct packet {
 	__u32 now;
 	/* Payload of each segment that it will be cut into (GSO); 0: it stays whole. */
 	__u32 segment;
-};
+} WHOLE_WORDS;
 
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
@@ -105,10 +105,13 @@ static __always_inline int broken(struct packet *packet, enum drop_reason reason
 
 static __always_inline void map_ipv4(struct address *address, __be32 ipv4)
 {
-	address->words[0] = 0;
-	address->words[1] = 0;
-	address->words[2] = bpf_htonl(0xffff);
-	address->words[3] = ipv4;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	__u64 halves[] = { 0, (__u64)ipv4 << 32 | bpf_htonl(0xffff) };
+#else
+	__u64 halves[] = { 0, (__u64)bpf_htonl(0xffff) << 32 | ipv4 };
+#endif
+
+	__builtin_memcpy(address, halves, sizeof(halves));
 }
 
 static __always_inline int is_ipv4(const struct address *address)

@@ -49,7 +49,7 @@ struct plan {
 	/* enum drop_reason of the packet that is answered, which goes no further. */
 	__u8 reason;
 	__u8 pad[2];
-};
+} WHOLE_WORDS;
 
 /* The packet goes no further, and its sender is told. It is counted under `reason`, or under
  * DROP_ANSWER_LIMITED where there were too many answers already. */

@@ -20,7 +20,7 @@ struct recent_end {
 	struct service_key at;
 	__u32 changes;
 	__u32 number;
-};
+} WHOLE_WORDS;
 
 struct recent_ends {
 	struct recent_end ends[RECENT_ENDS];
@@ -36,29 +36,37 @@ struct {
 } recent_ends SEC(".maps");
 
 /* The place that an end has among those that were found a moment ago. */
-static __always_inline struct recent_end *recent_end(enum recent_of of,
-						     const struct service_key *at)
+static __always_inline struct recent_end *recent_place(enum recent_of of,
+						       const struct address *address, __be16 port)
 {
 	__u32 key = of;
-	__u32 place = bpf_ntohl(at->vip.words[3]) + bpf_ntohs(at->port);
+	__u32 place = bpf_ntohl(address->words[3]) + bpf_ntohs(port);
 	struct recent_ends *all = bpf_map_lookup_elem(&recent_ends, &key);
 
 	return all ? &all->ends[place % RECENT_ENDS] : NULL;
 }
 
-/* `now`: what `changes` is. */
-static __always_inline int is_recent(const struct recent_end *end, const struct service_key *at,
-				     __u32 now)
+/* The number that an end was found to have a moment ago; 0: it has to be looked for. */
+static __always_inline __u32 recent_end(enum recent_of of, const struct address *address,
+					__be16 port, __u8 protocol)
 {
-	return end->number && end->changes == now && same_address(&end->at.vip, &at->vip) &&
-	       end->at.port == at->port && end->at.protocol == at->protocol;
+	struct recent_end *end = recent_place(of, address, port);
+
+	if (!end || end->changes != changes || end->at.port != port ||
+	    end->at.protocol != protocol || !same_address(&end->at.vip, address))
+		return 0;
+	return end->number;
 }
 
 /* `before`: what `changes` was before it was looked for. The number is taken away first and given
  * last, so that no interruption sees it with another's place. */
-static __always_inline void keep_end(struct recent_end *end, const struct service_key *at,
+static __always_inline void keep_end(enum recent_of of, const struct service_key *at,
 				     __u32 number, __u32 before)
 {
+	struct recent_end *end = recent_place(of, &at->vip, at->port);
+
+	if (!end)
+		return;
 	end->number = 0;
 	barrier();
 	end->at = *at;

@@ -78,22 +78,17 @@ __noinline int is_server_address(const struct address *address)
 static __always_inline __u32 look_for_end(void *map, enum recent_of of,
 					  const struct service_key *key)
 {
-	struct recent_end *recent = recent_end(of, key);
 	__u32 before = changes;
-	__u32 *found;
+	__u32 *found = bpf_map_lookup_elem(map, key);
 
-	if (recent && is_recent(recent, key, before))
-		return recent->number;
-	found = bpf_map_lookup_elem(map, key);
 	if (!found)
 		return 0;
-	if (recent)
-		keep_end(recent, key, *found, before);
+	keep_end(of, key, *found, before);
 	return *found;
 }
 
 /* The id of the service that a packet is for; 0: none. */
-__noinline __u32 find_service(struct packet *packet)
+__noinline __u32 look_for_service(struct packet *packet)
 {
 	struct service_key key = {};
 
@@ -106,7 +101,7 @@ __noinline __u32 find_service(struct packet *packet)
 }
 
 /* The number of the server that a packet comes from; 0: none. */
-__noinline __u32 find_server(struct packet *packet)
+__noinline __u32 look_for_server(struct packet *packet)
 {
 	struct service_key key = {};
 
@@ -116,4 +111,17 @@ __noinline __u32 find_server(struct packet *packet)
 	key.port = packet->source_port;
 	key.protocol = packet->protocol;
 	return look_for_end(&servers, RECENT_SERVERS, &key);
+}
+
+/* The same, where it was found a moment ago; 0: it has to be looked for. */
+static __always_inline __u32 recent_service(const struct packet *packet)
+{
+	return recent_end(RECENT_SERVICES, &packet->destination, packet->destination_port,
+			  packet->protocol);
+}
+
+static __always_inline __u32 recent_server(const struct packet *packet)
+{
+	return recent_end(RECENT_SERVERS, &packet->source, packet->source_port,
+			  packet->protocol);
 }

@@ -31,21 +31,22 @@ static __always_inline int tc_redirect_to(const struct packet *packet, const str
 	return bpf_redirect_neigh(plan->ifindex, &neighbour, sizeof(neighbour), 0);
 }
 
-__noinline int tc_read(struct __sk_buff *skb, struct packet *packet, int closed)
+/* A step that packets of known flows don't need is a function; the others are not, since where
+ * returns are guarded against speculation each costs as much as parsing half a header. */
+__noinline int tc_read_other(struct __sk_buff *skb, struct packet *packet, int closed)
 {
 	if (!packet)
 		return VERDICT_DROP;
-	return read_packet((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, packet,
-			   closed);
+	return read_other((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, packet,
+			  closed);
 }
 
-__noinline int tc_rewrite(struct __sk_buff *skb, struct packet *packet, struct plan *plan)
+static __always_inline int tc_rewrite(struct __sk_buff *skb, struct packet *packet,
+				      struct plan *plan)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct change change = {};
 
-	if (!packet || !plan)
-		return -1;
 	if (rewrite_headers(data, end, packet, plan, &change))
 		return -1;
 	return tc_checksum(skb, packet, &change);
@@ -112,7 +113,10 @@ int baton_tc(struct __sk_buff *skb)
 	packet->segment = skb->gso_size;
 	packet->handed_over = handed_over;
 	closed = gate_is_closed(now_jiffies());
-	verdict = decide(packet, &work->plan, closed, tc_read(skb, packet, closed));
+	verdict = parse((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, packet);
+	if (verdict == VERDICT_PASS)
+		verdict = tc_read_other(skb, packet, closed);
+	verdict = decide(work, closed, verdict);
 	if (verdict == VERDICT_HOLD)
 		verdict = hold_fragment(skb, skb->len, packet);
 	switch (verdict) {

@@ -96,7 +96,7 @@ struct recent_way {
 	__u32 since;
 	__u32 mtu;
 	struct way_out out;
-};
+} WHOLE_WORDS;
 
 struct recent_ways {
 	struct recent_way ways[RECENT_WAYS];
@@ -109,18 +109,22 @@ struct {
 	__uint(max_entries, 1);
 } recent_ways SEC(".maps");
 
-static __always_inline int look_for_way(const struct packet *packet, const struct plan *plan,
-				   const struct address *to, int direct, struct recent_way *found)
+/* What the tables say of the way to `found->to` out of an interface. */
+__noinline int look_for_way(struct recent_way *found, __u32 ifindex, int direct, __u32 now)
 {
-	__u32 ifindex = plan->ifindex;
-	struct neighbour_key key = { .address = *to, .ifindex = ifindex };
-	struct leg *leg = bpf_map_lookup_elem(&legs, &ifindex);
 	struct neighbour *neighbour;
+	struct neighbour_key key;
+	struct leg *leg;
 
-	if (!leg || !found)
+	if (!found)
 		return -1;
+	leg = bpf_map_lookup_elem(&legs, &ifindex);
+	if (!leg)
+		return -1;
+	key.address = found->to;
+	key.ifindex = ifindex;
 	if (!direct) {
-		struct way_key route = { .prefix = 160, .ifindex = ifindex, .to = *to };
+		struct way_key route = { .prefix = 160, .ifindex = ifindex, .to = found->to };
 		struct way *way = bpf_map_lookup_elem(&ways, &route);
 
 		if (!way || way->kind == WAY_KERNEL)
@@ -132,8 +136,8 @@ static __always_inline int look_for_way(const struct packet *packet, const struc
 	if (!neighbour)
 		return -1;
 	/* Now and then is enough, and leaves the cache line alone. */
-	if (packet->now - neighbour->used > USED_GRAIN)
-		neighbour->used = packet->now;
+	if (now - neighbour->used > USED_GRAIN)
+		neighbour->used = now;
 	found->mtu = leg->mtu;
 	found->out.flags = leg->flags;
 	__builtin_memcpy(found->out.destination, neighbour->mac, sizeof(found->out.destination));
@@ -166,9 +170,9 @@ static __always_inline struct way_out *find_way(const struct packet *packet,
 	    packet->now - way->since > USED_GRAIN || !same_address(&way->to, to)) {
 		way->ifindex = 0;
 		barrier();
-		if (look_for_way(packet, plan, to, direct, way))
-			return NULL;
 		way->to = *to;
+		if (look_for_way(way, plan->ifindex, direct, packet->now))
+			return NULL;
 		way->direct = direct;
 		way->changes = before;
 		way->since = packet->now;

@@ -23,6 +23,9 @@
 struct work {
 	struct packet packet;
 	struct plan plan;
+	/* Of a client's packet: its flow, and a copy of what matters of it. Not cleared. */
+	struct flow_key key;
+	struct flow flow;
 };
 
 struct {
@@ -40,7 +43,7 @@ static __always_inline struct work *begin_work(void)
 
 	if (!here)
 		return NULL;
-	__builtin_memset(here, 0, sizeof(*here));
+	__builtin_memset(here, 0, offsetof(struct work, key));
 	here->packet.now = now_jiffies();
 	return here;
 }

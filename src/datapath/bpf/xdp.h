@@ -52,21 +52,36 @@ static __always_inline int xdp_send(const struct packet *packet, const struct pl
 	return bpf_redirect(plan->ifindex, 0);
 }
 
-__noinline int xdp_read(struct xdp_md *xdp, struct packet *packet, __u32 size, int closed)
+/* Once more, with all of the frame's length. */
+__noinline int xdp_read_long(struct xdp_md *xdp, struct packet *packet)
+{
+	__u32 ifindex, now;
+
+	if (!packet)
+		return VERDICT_DROP;
+	ifindex = packet->ifindex;
+	now = packet->now;
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->ifindex = ifindex;
+	packet->now = now;
+	return parse((void *)(long)xdp->data, (void *)(long)xdp->data_end,
+		     bpf_xdp_get_buff_len(xdp), packet);
+}
+
+__noinline int xdp_read_other(struct xdp_md *xdp, struct packet *packet, int closed)
 {
 	if (!packet)
 		return VERDICT_DROP;
-	return read_packet((void *)(long)xdp->data, (void *)(long)xdp->data_end, size, packet,
-			   closed);
+	return read_other((void *)(long)xdp->data, (void *)(long)xdp->data_end,
+			  bpf_xdp_get_buff_len(xdp), packet, closed);
 }
 
-__noinline int xdp_rewrite(struct xdp_md *xdp, struct packet *packet, struct plan *plan)
+static __always_inline int xdp_rewrite(struct xdp_md *xdp, struct packet *packet,
+				       struct plan *plan)
 {
 	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
 	struct change change = {};
 
-	if (!packet || !plan)
-		return -1;
 	if (rewrite_headers(data, end, packet, plan, &change))
 		return -1;
 	return xdp_checksum(data, end, packet, &change);
@@ -115,13 +130,13 @@ SEC("xdp.frags")
 int baton_xdp(struct xdp_md *xdp)
 {
 	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
-	__u32 size = bpf_xdp_get_buff_len(xdp);
+	__u32 linear = end - data;
 	struct packet *packet;
 	struct work *work;
 	int verdict, closed;
 
 	/* Headers may go on in the next buffer, of which nothing can be seen here. */
-	if (end - data < PULL_BYTES && end - data < size)
+	if (linear < NETWORK_BYTES && linear < bpf_xdp_get_buff_len(xdp))
 		return XDP_PASS;
 	work = begin_work();
 	if (!work)
@@ -129,9 +144,18 @@ int baton_xdp(struct xdp_md *xdp)
 	packet = &work->packet;
 	packet->ifindex = xdp->ingress_ifindex;
 	closed = gate_is_closed(now_jiffies());
-	verdict = decide(packet, &work->plan, closed, xdp_read(xdp, packet, size, closed));
+	verdict = parse(data, end, linear, packet);
+	/* Of most frames this buffer is all: it need not be asked how long they are. */
+	if (packet->broken && linear < bpf_xdp_get_buff_len(xdp)) {
+		if (linear < PULL_BYTES)
+			return XDP_PASS;
+		verdict = xdp_read_long(xdp, packet);
+	}
+	if (verdict == VERDICT_PASS)
+		verdict = xdp_read_other(xdp, packet, closed);
+	verdict = decide(work, closed, verdict);
 	if (verdict == VERDICT_HOLD)
-		verdict = hold_fragment(xdp, size, packet);
+		verdict = hold_fragment(xdp, bpf_xdp_get_buff_len(xdp), packet);
 	switch (verdict) {
 	case VERDICT_FORWARD:
 		return xdp_forward(xdp, packet, &work->plan);
