@@ -1,7 +1,7 @@
 //! The maps, typed: what is written into them and read from them, and nothing about why.
 
 use std::marker::PhantomData;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -163,6 +163,12 @@ pub fn pinned<K: Record, V: Record>(
     let folder = bpffs::of(namespace).map_err(super::load::Error::io(doing()))?;
     let path = folder.join(format!("layout-{}", bpffs::LAYOUT)).join(name);
     Table::pinned(&path).map_err(super::load::Error::bpf(doing()))
+}
+
+impl<K, V> AsFd for Table<K, V> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
 }
 
 /// Entries of a table, and the place where to go on.

@@ -314,17 +314,20 @@ fn packets(report: &Report) -> String {
     let mut text = format!(
         "What a packet costs, in nanoseconds on one core (64-byte TCP segments, each of the next flow of \
          so many):\nmedians of {} rounds, ± half of what lies between the quartiles, kernel {}, load \
-         average {}.\nspeed: bare XDP_TX by what the packet takes, 1 is as fast as bare.\n\n",
+         average {}.\nlookup: what a bare look into the flow table adds to XDP_TX, part of \"+ baton\".\n\
+         speed: bare XDP_TX by what the packet takes, 1 is as fast as bare.\n\n",
         super::packets::rounds(report.runs),
         machine.kernel,
         machine.load_before
     );
     let mut table = Table::new(&[
-        "packet", "flows", "of", "XDP_TX", "+ baton", "±", "speed", "empty TC", "+ baton", "±",
+        "packet", "flows", "of", "XDP_TX", "+ baton", "±", "lookup", "speed", "empty TC",
+        "+ baton", "±",
     ]);
-    for Cost { packet, flows, busy, xdp, tc, speed } in &report.packets {
+    for Cost { packet, flows, busy, xdp, found, tc, speed } in &report.packets {
         let mut row = vec![(*packet).to_owned(), busy.to_string(), flows.to_string()];
         row.extend([xdp.bare, xdp.added, xdp.spread()].map(|value| format!("{value:.0}")));
+        row.push(found.map_or("-".to_owned(), |found| format!("{found:.0}")));
         row.push(format!("{speed:.2}"));
         let tc = tc.map(|tc| [tc.bare, tc.added, tc.spread()].map(|value| format!("{value:.0}")));
         row.extend(tc.unwrap_or_default());

@@ -107,7 +107,7 @@ impl Field {
             Datapath::start(sizes, Choice::Tc, &pools, vips, &gates).map_err(other).doing(doing)?;
         let index = |name| if_nametoindex(name).map_err(std::io::Error::from).doing(doing);
         let ifindex = index(INTERFACE)?;
-        let track = Track::new(ifindex, index(FAR_END)?)?;
+        let track = Track::new(ifindex, index(FAR_END)?, datapath.maps().flows.as_fd())?;
         set_ways(&datapath, ifindex).map_err(other).doing(doing)?;
         // What the XDP hook hands over instead of sending it on itself must be missed.
         hooks::detach_tc(ifindex).map_err(other).doing(doing)?;
@@ -169,14 +169,17 @@ impl Field {
     /// The cost with as many flows as there are, when packets are of so many of them.
     pub(super) fn measure(&mut self, busy: u32, rounds: usize) -> Result<Cost, LabError> {
         let segment = self.segment();
-        self.track.set(&segment, busy);
-        let xdp = self.hook(Hook::Xdp, rounds)?;
+        self.track.set(&segment, busy, self.numbers.service);
+        let (xdp, found) = self.hook(Hook::Xdp, rounds)?;
         let tc = self.case.tc.then(|| self.hook(Hook::Tc, rounds)).transpose()?;
+        let tc = tc.map(|(tc, _)| tc);
         let speed = xdp.bare / (xdp.bare + xdp.added);
-        Ok(Cost { packet: self.case.name, flows: self.filled, busy, xdp, tc, speed })
+        Ok(Cost { packet: self.case.name, flows: self.filled, busy, xdp, found, tc, speed })
     }
 
-    fn hook(&mut self, hook: Hook, rounds: usize) -> Result<Nanoseconds, LabError> {
+    /// What the datapath's program takes, and of it a bare look into its table, where that can be
+    /// measured.
+    fn hook(&mut self, hook: Hook, rounds: usize) -> Result<(Nanoseconds, Option<f64>), LabError> {
         let loaded = self.datapath.loaded().clone();
         let program = match hook {
             Hook::Xdp => loaded.xdp().as_fd(),
@@ -184,7 +187,8 @@ impl Field {
         };
         // One of each to warm up, and to see the packets counted.
         let (before, handed) = (self.packets()?, self.track.handed());
-        let (mut bare, mut added) = (Vec::new(), Vec::new());
+        let finds = hook == Hook::Xdp && self.case.from_client;
+        let (mut bare, mut added, mut found) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=rounds {
             check_signals()?;
             self.gates.open(lease::now() + LEASE, 1);
@@ -192,7 +196,9 @@ impl Field {
             let nothing = batch(Runs::Bare)?;
             let written = batch(Runs::Written)?;
             let handled = batch(Runs::Program(program))?;
+            let looked_up = finds.then(|| batch(Runs::Found)).transpose()?;
             if round > 0 {
+                found.extend(looked_up.map(|looked_up| looked_up - written));
                 bare.push(nothing);
                 added.push(handled - written);
             }
@@ -204,7 +210,8 @@ impl Field {
         }
         let [_, bare, _] = quartiles(&mut bare);
         let [low, added, high] = quartiles(&mut added);
-        Ok(Nanoseconds { bare, added, low, high })
+        let found = finds.then(|| quartiles(&mut found)[1]);
+        Ok((Nanoseconds { bare, added, low, high }, found))
     }
 
     /// Packets that the datapath has sent on.

@@ -64,6 +64,9 @@ pub struct Cost {
     pub busy: u32,
     /// At the XDP hook.
     pub xdp: Nanoseconds,
+    /// XDP: nanoseconds that a bare look into the flow table adds, of packets from clients. No
+    /// balancer with such a table is faster.
+    pub found: Option<f64>,
     /// At the TC hook, where it can be measured.
     pub tc: Option<Nanoseconds>,
     /// XDP: what bare XDP_TX takes, by what this takes; 1 is as fast as bare.
@@ -134,12 +137,15 @@ impl Nanoseconds {
 
 impl std::fmt::Display for Cost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { packet, flows, busy, xdp, tc, speed } = self;
+        let Self { packet, flows, busy, xdp, found, tc, speed } = self;
         let (bare, added) = (xdp.bare, xdp.added);
         write!(
             f,
             "{packet}, {busy} of {flows} flows: XDP {bare:.0} + {added:.0} ns (speed {speed:.2})"
         )?;
+        if let Some(found) = found {
+            write!(f, ", a bare look into the table {found:.0} of them")?;
+        }
         match tc {
             Some(tc) => write!(f, ", TC {:.0} + {:.0} ns", tc.bare, tc.added),
             None => Ok(()),

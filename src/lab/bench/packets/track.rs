@@ -48,6 +48,8 @@ pub(super) enum Runs<'a> {
     Bare,
     /// The frame written anew, and nothing else: XDP_TX or an empty TC program.
     Written,
+    /// The frame written anew, its flow found in the datapath's table, and nothing else: XDP alone.
+    Found,
     /// The frame written anew, and this program of the datapath.
     Program(BorrowedFd<'a>),
 }
@@ -93,21 +95,22 @@ pub(super) struct Track {
 }
 
 impl Track {
-    /// Frames come by interface `ifindex` and leave by it, to `far_end`. In this thread's network
-    /// namespace.
-    pub(super) fn new(ifindex: u32, far_end: u32) -> Result<Self, LabError> {
+    /// Frames come by interface `ifindex` and leave by it, to `far_end`; their flows are in the
+    /// map `flows`. In this thread's network namespace.
+    pub(super) fn new(ifindex: u32, far_end: u32, flows: BorrowedFd<'_>) -> Result<Self, LabError> {
         let loading = || "loading the bench's programs";
         // The skeleton borrows the place of its object: a word, once in a bench.
         let place = Box::leak(Box::new(MaybeUninit::uninit()));
-        let open = PacketsSkelBuilder::default().open(place).map_err(other).doing(loading())?;
+        let mut open = PacketsSkelBuilder::default().open(place).map_err(other).doing(loading())?;
+        open.maps.flows.reuse_fd(flows).map_err(other).doing(loading())?;
         let skeleton = open.load().map_err(other).doing(loading())?;
         let sink = skeleton.progs.bench_xdp_sink.attach_xdp(far_end as i32);
         let sink = sink.map_err(other).doing("attaching the sink to the far end")?;
         Ok(Self { skeleton, _sink: sink, ifindex, handed: 0 })
     }
 
-    /// What is written into every frame from now on, and of how many flows.
-    pub(super) fn set(&mut self, segment: &Segment, flows: u32) {
+    /// What is written into every frame from now on, and of how many flows of this service.
+    pub(super) fn set(&mut self, segment: &Segment, flows: u32, service: u32) {
         let bytes = segment.bytes();
         let word = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
         let header = (ETHERNET..DESTINATION + 4).step_by(2);
@@ -120,6 +123,7 @@ impl Track {
         template.sum = summed.map(|at| u32::from(word(at))).sum();
         template.from_client = segment.from_client.into();
         template.flows = flows;
+        template.service = service;
     }
 
     /// The mean of what so many frames take at a hook. Every frame must come out at the far end:
@@ -157,10 +161,11 @@ impl Track {
         };
         let program = match runs {
             Runs::Bare => nothing,
-            Runs::Written | Runs::Program(_) => program,
+            Runs::Written | Runs::Found | Runs::Program(_) => program,
         };
         let target = match runs {
             Runs::Bare | Runs::Written => nothing.as_fd(),
+            Runs::Found => programs.bench_xdp_find.as_fd(),
             Runs::Program(fd) => fd,
         };
         let fd = target.as_raw_fd().to_ne_bytes();
