@@ -20,6 +20,7 @@ use baton_ha::channel::key::ClusterKey;
 use baton_ha::config::{ChannelConfig, HaConfig, Vip};
 use baton_ha::driver::{self, Handle, Outcome, View};
 use baton_ha::lease::Lease;
+use baton_ha::record::Stamp;
 use baton_ha::state::Value;
 use baton_ha::vrrp::router::State;
 use sd_notify::NotifyState;
@@ -31,13 +32,14 @@ use tokio::time::MissedTickBehavior;
 use crate::cluster::{self, Cluster};
 use crate::config::system::System;
 use crate::config::{self, Config};
-use crate::control::{Answer, Reply, Request, Socket};
+use crate::control::{Answer, Caller, Reply, Request, Socket};
 use crate::datapath::gate::Gates;
 use crate::datapath::sessions::{Ended, Sessions, Wanted};
-use crate::datapath::{Datapath, Report, load::Sizes};
+use crate::datapath::{Datapath, load::Sizes};
+use crate::explain::{Around, Backends, Journal, Seen};
 use crate::guard;
 use crate::health::Checks;
-use crate::pool::Pool;
+use crate::pool::{Health, Pool};
 use crate::proxy::{self, Proxy};
 use crate::replication::{self, Replication};
 use crate::service::Service;
@@ -145,6 +147,8 @@ struct Balancer {
     cluster: Arc<Cluster>,
     /// How flows get to the other nodes, where there is a peer channel.
     replication: Option<watch::Receiver<Replication>>,
+    /// Where decisions are written down, where any are made.
+    journal: Option<Journal>,
     live: Mutex<Live>,
 }
 
@@ -169,6 +173,7 @@ enum Phase {
 impl Balancer {
     /// Opens everything, the control socket first: it tells whether this node runs already.
     fn start(config: Config) -> anyhow::Result<(Arc<Self>, Socket)> {
+        let started = Stamp::now();
         let socket = Socket::bind(&config.node.control)?;
         let new = |service: &Arc<Service>| Arc::new(Pool::new(Arc::clone(service)));
         let pools: Vec<_> = config.services.iter().map(new).collect();
@@ -180,6 +185,7 @@ impl Balancer {
         let checks = Checks::start(&pools);
         let mut replication = None;
         let mut cluster = Arc::new(Cluster::new(&config.node.name, Vec::new(), None));
+        let mut journal = None;
         let election = match with_channel(&config)? {
             Some(ha) => {
                 let lease = match guard::post(&ha, &config.node.control) {
@@ -191,6 +197,7 @@ impl Balancer {
                 let peers = ha.channel.iter().flat_map(|channel| &channel.peers);
                 let names = peers.map(|peer| peer.name.clone()).collect();
                 cluster = Arc::new(Cluster::new(&config.node.name, names, port.as_ref()));
+                journal = Journal::start(&config.node.state_dir, &ha, &handle, started)?;
                 if let Some(port) = port {
                     let (datapath, cluster) = (Arc::clone(&datapath), Arc::clone(&cluster));
                     replication = Some(replication::start(port, handle.view(), datapath, cluster)?);
@@ -218,6 +225,7 @@ impl Balancer {
                 gates,
                 cluster,
                 replication,
+                journal,
                 live,
             }),
             socket,
@@ -234,6 +242,7 @@ impl Balancer {
         let reloads = tokio::spawn(Arc::clone(&self).follow_hangup(hangup));
         let datapath = tokio::spawn(Arc::clone(&self).drive_datapath());
         let cluster = tokio::spawn(Arc::clone(&self).follow_cluster());
+        let looks = tokio::spawn(Arc::clone(&self).look_around());
         let mut election = pin!(self.follow_election());
         notify(NotifyState::Ready);
         let outcome = tokio::select! {
@@ -243,6 +252,9 @@ impl Balancer {
         };
         if let Ok(signal) = outcome {
             tracing::info!(signal, "stopping");
+            if let Some(journal) = &self.journal {
+                journal.stopping(signal);
+            }
         }
         notify(NotifyState::Stopping);
         tokio::select! {
@@ -254,6 +266,10 @@ impl Balancer {
         reloads.abort();
         datapath.abort();
         cluster.abort();
+        looks.abort();
+        if let Some(journal) = &self.journal {
+            journal.finish();
+        }
         outcome.map(drop)
     }
 
@@ -299,6 +315,24 @@ impl Balancer {
                     );
                 }
             }
+        }
+    }
+
+    /// Tells the journal what the election does not know.
+    async fn look_around(self: Arc<Self>) {
+        const EVERY: Duration = Duration::from_millis(100);
+        let Some(journal) = &self.journal else { return };
+        loop {
+            let pools = self.live.lock().await.pools.clone();
+            let members = || pools.iter().flat_map(|pool| &pool.members);
+            let health = Backends {
+                up: members().filter(|member| member.sees() == Health::Up).count() as u32,
+                of: members().count() as u32,
+                peers: self.cluster.sights().into_iter().map(Seen::of).collect(),
+            };
+            let flows = self.replication_status(&pools);
+            journal.look(Around { flows, health: Some(health) });
+            tokio::time::sleep(EVERY).await;
         }
     }
 
@@ -359,19 +393,31 @@ impl Balancer {
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs_f64(),
             election,
-            replication: self.replication_status(report.as_ref()),
+            replication: self.replication_status(&live.pools),
+            journal: self.journal.as_ref().map(Journal::status),
             datapath: report.as_ref().map(DatapathStatus::of),
             settings: SettingsStatus::of(&self.cluster, &settings, &services),
             services,
         }
     }
 
-    fn replication_status(&self, report: Option<&Report>) -> Option<ReplicationStatus> {
-        let (report, (_, handle)) = (report?, self.election.as_ref()?);
-        let replication = self.replication.as_ref()?.borrow().clone();
-        let view = handle.view();
-        let peers = view.borrow().peers.clone();
-        Some(ReplicationStatus::of(&replication, &peers, report.flows.all))
+    /// How the kernel's flows get to the other nodes, where there are both.
+    fn replication_status(&self, pools: &[Arc<Pool>]) -> Option<ReplicationStatus> {
+        let (datapath, (ha, handle)) = (self.datapath.get()?, self.election.as_ref()?);
+        if ha.peers.is_empty() || !pools.iter().any(|pool| pool.service.mode.is_in_kernel()) {
+            return None;
+        }
+        let (peers, state) = {
+            let view = handle.view();
+            let view = view.borrow();
+            (view.peers.clone(), view.state)
+        };
+        let replication = match &self.replication {
+            Some(replication) => replication.borrow().clone(),
+            None => Replication::without_channel(state),
+        };
+        let flows = datapath.flows().all;
+        Some(ReplicationStatus::of(&replication, &peers, flows, Instant::now()))
     }
 
     /// Flows in the kernel; none where no service needs it.
@@ -464,8 +510,14 @@ impl Balancer {
 }
 
 impl Answer for Balancer {
-    async fn answer(&self, request: Request) -> Reply {
+    async fn answer(&self, request: Request, caller: Caller) -> Reply {
         let name = format!("{request:?}");
+        let asked = request.to_string();
+        // What changes nothing is no decision.
+        let journal = self.journal.as_ref().filter(|_| request.changes());
+        if let Some(journal) = journal {
+            journal.asked(&asked, &caller.to_string());
+        }
         let done = match request {
             Request::Status => return Reply::ok(self.status().await),
             Request::Sessions(wanted) => match self.sessions(&wanted).await {
@@ -490,6 +542,9 @@ impl Answer for Balancer {
             Ok(done) => Reply::ok(done),
             Err(error) => {
                 tracing::warn!("{name}: {error:#}");
+                if let Some(journal) = journal {
+                    journal.refused(&asked, &format!("{error:#}"));
+                }
                 Reply::Error(format!("{error:#}"))
             }
         }

@@ -17,6 +17,7 @@ use crate::config::{self, Config};
 use crate::control::{self, Reply, Request};
 use crate::datapath::counters::Counters;
 use crate::datapath::sessions::{Ended, Sessions, Wanted};
+use crate::explain::cli::ExplainArgs;
 use crate::guard;
 use crate::lab;
 use crate::pool::Admin;
@@ -66,6 +67,18 @@ Exit codes:
   1  refused or failed; the reason is on standard error
   2  wrong arguments, or a configuration file that is wrong
   3  no daemon answers on the control socket";
+
+const EXPLAIN: &str = "\
+Why did it fail over at 03:12?
+  baton explain --since 03:10        on both nodes, in UTC
+  baton explain --last 1             the last decision
+  baton explain --json | jq 'select(.what.kind == \"transition\")'
+  baton explain --file /mnt/var/lib/baton/relay1/journal.jsonl
+
+Exit codes:
+  0  done
+  1  there is no journal, or it can't be read; the reason is on standard error
+  2  wrong arguments, or a configuration file that is wrong";
 
 /// A layer-4 load balancer that is never a single point of failure.
 #[derive(Debug, Parser)]
@@ -202,6 +215,13 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Say why this node did what it did: its decisions, and what it knew at each.
+    ///
+    /// Read from the node's journal, so it works without a daemon too. On the node that failed it
+    /// tells the one half, on the node that took over the other. Ages are those of the moment of the
+    /// decision. docs/operations.md says what is in the JSON.
+    #[command(after_help = EXPLAIN)]
+    Explain(ExplainArgs),
     /// What the backends of a dsr service need: print it, do it, or undo it.
     ///
     /// Prints a shell script for each backend. With --apply, run as root on a backend, does it
@@ -434,6 +454,7 @@ impl Command {
             Command::Keygen { file } => keygen(&file)?,
             Command::Sessions(args) => args.run()?,
             Command::Counters { json, all } => counters(json, all)?,
+            Command::Explain(args) => print(&args.run()?)?,
             Command::BackendSetup(args) => args.run()?,
             Command::Lab(lab) => return lab.run(),
             Command::Drill(drill) => return drill.run(),

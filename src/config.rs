@@ -108,6 +108,8 @@ pub struct Node {
     pub name: String,
     /// The control socket.
     pub control: PathBuf,
+    /// Where it keeps what outlives its daemon.
+    pub state_dir: PathBuf,
     /// How long proxied connections may take to end after SIGTERM.
     pub shutdown_grace: Duration,
     /// Threads of the runtime that carries traffic; 0: one per core.

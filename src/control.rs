@@ -6,6 +6,7 @@
 //! [`REQUEST_TIMEOUT`]; at most [`MAX_CLIENTS`] are served at once, further ones wait in the
 //! socket's backlog.
 
+use std::fmt;
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::unistd::User;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -61,6 +63,42 @@ pub enum Request {
         /// 1–256; `None`: what the file says.
         weight: Option<u16>,
     },
+}
+
+impl Request {
+    /// Whether it is to change anything.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Status | Self::Sessions(_) => false,
+            Self::Takeover
+            | Self::Yield
+            | Self::Reload
+            | Self::EndSessions(_)
+            | Self::SetBackend { .. }
+            | Self::SetWeight { .. } => true,
+        }
+    }
+}
+
+/// As an operator would say it.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status => f.write_str("status"),
+            Self::Takeover => f.write_str("takeover"),
+            Self::Yield => f.write_str("yield"),
+            Self::Reload => f.write_str("reload"),
+            Self::Sessions(_) => f.write_str("sessions"),
+            Self::EndSessions(_) => f.write_str("sessions kill"),
+            Self::SetBackend { backend, admin } => write!(f, "{backend} {admin}"),
+            Self::SetWeight { backend, weight: Some(weight) } => {
+                write!(f, "weight of {backend} {weight}")
+            }
+            Self::SetWeight { backend, weight: None } => {
+                write!(f, "weight of {backend} as in the file")
+            }
+        }
+    }
 }
 
 /// What the daemon answers.
@@ -139,7 +177,57 @@ fn exchange(mut stream: StdUnixStream, request: &Request, patience: Duration) ->
 /// Answers requests; [`crate::balancer`] is the one in the daemon.
 pub trait Answer: Send + Sync + 'static {
     /// The reply to a request.
-    fn answer(&self, request: Request) -> impl Future<Output = Reply> + Send;
+    fn answer(&self, request: Request, caller: Caller) -> impl Future<Output = Reply> + Send;
+}
+
+/// Who asks, as far as the kernel knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The user whose rights the program has.
+    uid: u32,
+    /// The user who logged in, where the kernel keeps that.
+    login: Option<u32>,
+    pid: Option<i32>,
+    /// What the program calls itself.
+    program: Option<String>,
+}
+
+impl Caller {
+    /// The other end of a connection.
+    fn of(stream: &UnixStream) -> io::Result<Self> {
+        let peer = stream.peer_cred()?;
+        let read = |pid: i32, what: &str| {
+            fs::read_to_string(format!("/proc/{pid}/{what}"))
+                .ok()
+                .map(|text| text.trim().to_owned())
+        };
+        let login = peer.pid().and_then(|pid| read(pid, "loginuid")?.parse().ok());
+        Ok(Self {
+            uid: peer.uid(),
+            // All ones: nobody has logged in.
+            login: login.filter(|uid| *uid != u32::MAX),
+            pid: peer.pid(),
+            program: peer.pid().and_then(|pid| read(pid, "comm")),
+        })
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = |uid: u32| match User::from_uid(uid.into()) {
+            Ok(Some(user)) => user.name,
+            Ok(None) | Err(_) => format!("uid {uid}"),
+        };
+        match self.login.filter(|login| *login != self.uid) {
+            Some(login) => write!(f, "{} as {}", user(login), user(self.uid))?,
+            None => f.write_str(&user(self.uid))?,
+        }
+        match (&self.program, self.pid) {
+            (Some(program), Some(pid)) => write!(f, ", {program} (pid {pid})"),
+            (None, Some(pid)) => write!(f, ", pid {pid}"),
+            (_, None) => Ok(()),
+        }
+    }
 }
 
 /// Why the socket could not be opened.
@@ -227,7 +315,7 @@ impl Drop for Socket {
 
 async fn serve_one(mut stream: UnixStream, answerer: &impl Answer) -> io::Result<()> {
     let reply = match timeout(REQUEST_TIMEOUT, read_request(&mut stream)).await {
-        Ok(Ok(request)) => answerer.answer(request).await,
+        Ok(Ok(request)) => answerer.answer(request, Caller::of(&stream)?).await,
         Ok(Err(error)) => Reply::Error(format!("not a request: {error}")),
         Err(_) => Reply::Error(format!("no request within {REQUEST_TIMEOUT:?}")),
     };
@@ -256,7 +344,7 @@ mod tests {
     struct Echo;
 
     impl Answer for Echo {
-        async fn answer(&self, request: Request) -> Reply {
+        async fn answer(&self, request: Request, _: Caller) -> Reply {
             Reply::ok(request)
         }
     }

@@ -19,6 +19,7 @@
 //! * [`health`]: rise/fall machine and the probes.
 //! * [`balancer`]: composition root.
 //! * [`control`]: the unix socket.
+//! * [`explain`]: the journal of decisions, and `baton explain`.
 //! * [`guard`]: the process that removes the VIPs when the daemon no longer can.
 //! * [`lab`]: network namespaces and drills.
 //! * [`table`]: aligned tables for the terminal.
@@ -31,6 +32,7 @@ pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod explain;
 pub mod guard;
 pub mod health;
 pub mod lab;

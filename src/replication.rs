@@ -46,10 +46,18 @@ pub struct Replication {
     pub peers: Vec<Option<source::Standing>>,
     /// As a Backup: what this node has of the Active's flows.
     pub receiver: Option<receiver::Standing>,
-    /// What the last comparison with the Active's table came to.
-    pub compared: Option<Compared>,
+    /// What the last comparison with the Active's table came to, and when.
+    pub compared: Option<(Instant, Compared)>,
     /// Flows that came and have no service or backend here: the files of the nodes differ.
     pub unplaced: u64,
+}
+
+impl Replication {
+    /// Where the nodes have no channel: no node ever has another's flows.
+    pub fn without_channel(state: State) -> Self {
+        let receiver = (state != State::Active).then_some(receiver::Standing::Nothing);
+        Self { receiver, ..Self::default() }
+    }
 }
 
 /// Starts the thread. It works once the datapath has been started.
@@ -84,6 +92,8 @@ struct Worker {
     tables: Option<Tables>,
     source: Source,
     receiver: Receiver,
+    /// The last comparison with the Active's table, and when it was.
+    compared: Option<(Instant, Compared)>,
     /// The peer that the receiver listens to.
     following: Option<usize>,
     up: Vec<bool>,
@@ -140,6 +150,7 @@ impl Worker {
             tables: None,
             source: Source::new(boot, JOURNAL, DIGEST_INTERVAL),
             receiver: Receiver::new(0),
+            compared: None,
             following: None,
             active: false,
             sums,
@@ -410,6 +421,9 @@ impl Worker {
 
     fn receiver_wants(&mut self, output: receiver::Output) -> Result<(), Error> {
         if let receiver::Output::Send(frame) = output {
+            if let Frame::Compared(compared) = &frame {
+                self.compared = Some((Instant::now(), *compared));
+            }
             if let Some(place) = self.following {
                 self.send(place, frame);
             }
@@ -455,10 +469,14 @@ impl Worker {
     fn publish(&mut self, now: Instant) {
         let peers = (0..self.up.len()).map(|peer| self.source.standing(now, peer));
         let receiver = (!self.active && self.tables.is_some()).then(|| self.receiver.standing());
+        if let Some(receiver::Standing::Nothing | receiver::Standing::Snapshot { .. }) = receiver {
+            // Of flows that are no more.
+            self.compared = None;
+        }
         self.view.send_replace(Replication {
             peers: peers.collect(),
             receiver,
-            compared: self.receiver.compared(),
+            compared: self.compared,
             unplaced: self.tables.as_ref().map_or(0, |tables| tables.replica.unplaced),
         });
     }

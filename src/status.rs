@@ -13,7 +13,6 @@ use baton_ha::config::HaConfig;
 use baton_ha::driver::{Heard, PeerView, View};
 use baton_ha::state::settings::Kind;
 use baton_ha::state::{Setting, Target, Value};
-use baton_ha::sync::{receiver, source};
 use baton_ha::vrrp::Priority;
 use baton_ha::vrrp::router::{Reason, State};
 use serde::{Deserialize, Serialize};
@@ -22,14 +21,16 @@ use crate::cluster::{Cluster, Sights};
 use crate::datapath::Report;
 use crate::datapath::counters::Traffic;
 use crate::datapath::hooks::{Chosen, Hook};
+use crate::explain::JournalStatus;
 use crate::pool::{Admin, Health, Member, Pool};
-use crate::replication::Replication;
 use crate::service::{Mode, Protocol, Scheduler};
 
+mod gauge;
 mod render;
 
+pub use gauge::{FromActive, ReplicaStatus, ReplicationStatus};
 pub use render::ago;
-pub(crate) use render::word;
+pub(crate) use render::{state, why, word};
 
 /// A node at one moment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,6 +53,8 @@ pub struct Status {
     pub replication: Option<ReplicationStatus>,
     /// What operators have set, and whether the other nodes know.
     pub settings: SettingsStatus,
+    /// The journal of decisions (`baton explain`); `None` for a node without VIPs.
+    pub journal: Option<JournalStatus>,
     /// The services.
     pub services: Vec<ServiceStatus>,
 }
@@ -78,51 +81,6 @@ pub struct SettingStatus {
     pub set: String,
     /// The node that was told so.
     pub by: String,
-}
-
-/// How flows get to the other nodes, or from the Active.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ReplicationStatus {
-    /// As the Active: each peer.
-    pub to: Vec<ReplicaStatus>,
-    /// As a Backup: what this node has.
-    pub from: Option<FromActive>,
-    /// Flows that came and have no service or backend here: the nodes' files differ.
-    pub unplaced: u64,
-}
-
-/// A peer that has this node's flows.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ReplicaStatus {
-    /// Its name.
-    pub peer: String,
-    /// Whether it has every flow but those of the lag; `false` where it takes no part too.
-    pub in_sync: bool,
-    /// Why not, in words.
-    pub why: Option<String>,
-    /// Changes that it has not acknowledged.
-    pub lag_changes: u64,
-    /// How old the oldest of these is, in milliseconds.
-    pub lag_ms: f64,
-    /// How often it was sent everything.
-    pub snapshots: u64,
-    /// Which share of the flows would survive this node now: those that it is known to have, by
-    /// the last comparison of the tables and what has not been acknowledged since.
-    pub surviving: Option<f64>,
-}
-
-/// What a Backup has of the Active's flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FromActive {
-    /// Nothing that is known to be right.
-    Nothing,
-    /// They are being sent.
-    Snapshot,
-    /// Everything but the lag.
-    InSync,
-    /// What there was when the channel to the Active was lost.
-    Stale,
 }
 
 /// The datapath.
@@ -407,60 +365,6 @@ impl PeerStatus {
             priority: last.map(|heard| heard.priority.value()),
             adverts,
             channel: None,
-        }
-    }
-}
-
-impl ReplicationStatus {
-    /// What replication says of itself, with the peers' names in the order of the channel.
-    pub fn of(replication: &Replication, peers: &[PeerView], flows: u32) -> Self {
-        let to = replication.peers.iter().zip(peers).map(|(standing, peer)| match standing {
-            Some(standing) => ReplicaStatus::of(&peer.name, standing, flows),
-            None => ReplicaStatus {
-                peer: peer.name.clone(),
-                in_sync: false,
-                why: Some(match &peer.up {
-                    Ok(_) => "it has not asked for this node's flows".into(),
-                    Err(why) => format!("no peer channel: {why}"),
-                }),
-                lag_changes: 0,
-                lag_ms: 0.0,
-                snapshots: 0,
-                surviving: None,
-            },
-        });
-        let from = replication.receiver.map(|standing| match standing {
-            receiver::Standing::Nothing => FromActive::Nothing,
-            receiver::Standing::Snapshot { .. } => FromActive::Snapshot,
-            receiver::Standing::InSync => FromActive::InSync,
-            receiver::Standing::Stale => FromActive::Stale,
-        });
-        let to = if from.is_none() { to.collect() } else { Vec::new() };
-        Self { to, from, unplaced: replication.unplaced }
-    }
-}
-
-impl ReplicaStatus {
-    fn of(peer: &str, standing: &source::Standing, flows: u32) -> Self {
-        let why = match (standing.in_sync, standing.snapshot_flows) {
-            (true, _) => None,
-            (false, Some(sent)) => Some(format!("a snapshot is on its way, {sent} flows so far")),
-            (false, None) => Some("a snapshot is about to begin".into()),
-        };
-        let missing = standing.compared.map_or(0, |compared| compared.flows - compared.kept);
-        let doubtful = missing + standing.lag_changes;
-        let share = |flows: u32| match flows {
-            0 => 1.0,
-            flows => 1.0 - (doubtful as f64 / f64::from(flows)).min(1.0),
-        };
-        Self {
-            peer: peer.to_owned(),
-            in_sync: standing.in_sync,
-            why,
-            lag_changes: standing.lag_changes,
-            lag_ms: standing.lag.as_secs_f64() * 1e3,
-            snapshots: standing.snapshots,
-            surviving: standing.in_sync.then(|| share(flows)),
         }
     }
 }

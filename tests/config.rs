@@ -330,6 +330,7 @@ fn a_pairs_file_is_described() {
     let expected = "\
 node      relay1: one worker per core, control /run/baton/control.sock
           after SIGTERM connections on own addresses have 10s to end, those on VIPs none
+          decisions are written down in /var/lib/baton/relay1/journal.jsonl
 cluster   lab with relay2 (10.77.0.3, 10.78.0.3)
 election  VRID 51, priority 200: takes over from a lower priority
           adverts every 100ms on front, IPv4: multicast

@@ -6,7 +6,8 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,6 +18,7 @@ use crate::channel::session::Peer;
 use crate::channel::wire;
 use crate::config::{HaConfig, Vip};
 use crate::lease::Lease;
+use crate::record::{self, Record, Recorder};
 use crate::state;
 use crate::sync::{Frame, WINDOW};
 use crate::vrrp::Priority;
@@ -237,12 +239,25 @@ pub enum Refused {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<View>,
+    recorder: Recorder,
+    records: Arc<Mutex<Option<Receiver<Record>>>>,
 }
 
 impl Handle {
     /// The view, and a way to wait for its changes.
     pub fn view(&self) -> watch::Receiver<View> {
         self.view.clone()
+    }
+
+    /// Every decision with what was known, from the start, for whoever writes them down: to the
+    /// first who asks. Where nobody does they are lost, and counted.
+    pub fn records(&self) -> Option<Receiver<Record>> {
+        self.records.lock().ok()?.take()
+    }
+
+    /// A way to add to them.
+    pub fn recorder(&self) -> Recorder {
+        self.recorder.clone()
     }
 
     /// This node becomes Active now, whoever is; returns when it is.
@@ -299,6 +314,8 @@ pub fn start(
     check_capabilities()?;
     let (commands, commands_in) = mpsc::channel(COMMANDS);
     let (view_out, view) = watch::channel(View::blank());
+    let (recorder, records) = record::queue();
+    let driver_recorder = recorder.clone();
     let (started, wait) = sync_channel(1);
     let (port, peers) = match &config.channel {
         Some(channel) => {
@@ -322,7 +339,7 @@ pub fn start(
                 }
             };
             runtime.block_on(async move {
-                match Driver::open(config, lease, commands_in, view_out, peers) {
+                match Driver::open(config, lease, commands_in, view_out, peers, driver_recorder) {
                     Ok(mut driver) => {
                         driver.begin().await;
                         let _ = started.send(Ok(()));
@@ -336,7 +353,10 @@ pub fn start(
         })
         .map_err(|error| failed("start the HA thread", error))?;
     match wait.recv() {
-        Ok(Ok(())) => Ok((Handle { commands, view }, port)),
+        Ok(Ok(())) => {
+            let records = Arc::new(Mutex::new(Some(records)));
+            Ok((Handle { commands, view, recorder, records }, port))
+        }
         Ok(Err((doing, source))) => Err(StartError::Io { doing, source }),
         Err(_) => Err(failed("start the HA thread", io::Error::other("it ended"))),
     }

@@ -18,6 +18,7 @@
 //!   key's file.
 //! * [`sync`]: flows, and [`state`]: what operators set and nodes see, on all nodes. Pure.
 //! * [`lease`]: a guard process that removes the VIPs of a daemon that is dead or frozen.
+//! * [`record`]: what was decided, and what was known then, for a journal.
 //! * [`io`]: raw sockets, AF_PACKET, netlink. Thin; decides nothing.
 //!
 //! This crate does not know what is behind the addresses: services, backends and traffic are the
@@ -33,6 +34,7 @@ pub mod heart;
 pub mod io;
 pub mod lease;
 pub mod node;
+pub mod record;
 pub mod state;
 pub mod sync;
 pub mod vrrp;

@@ -459,4 +459,4 @@ impl Held {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

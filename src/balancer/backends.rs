@@ -90,7 +90,14 @@ impl Balancer {
                 follower.follow(&live.pools, &view)
             };
             if let Some(give_way) = give_way {
-                tokio::spawn(give(handle.clone(), give_way, self.cluster.name(give_way.to)));
+                let (to, seen) = (self.cluster.name(give_way.to), give_way.seen);
+                if let Some(journal) = &self.journal {
+                    journal.did(&format!(
+                        "gives way to {to}, which sees {} healthy backends, this node {}",
+                        seen.there, seen.here
+                    ));
+                }
+                tokio::spawn(give(handle.clone(), give_way, to));
             }
             tokio::select! {
                 _ = news.changed() => {}

@@ -51,6 +51,10 @@ fn header(out: &mut String, config: &Config) -> fmt::Result {
              with affinity; hook {hook}"
         )?;
     }
+    if config.ha.is_some() {
+        let journal = crate::explain::path(&node.state_dir);
+        writeln!(out, "          decisions are written down in {}", journal.display())?;
+    }
     let Some(ha) = &config.ha else {
         return writeln!(out, "election  none: no VIPs, this node balances on its own addresses");
     };
@@ -262,6 +266,7 @@ pub fn describe_json(config: &Config) -> Value {
         "node": {
             "name": node.name,
             "control": node.control.display().to_string(),
+            "state_dir": node.state_dir,
             "shutdown_grace_ms": millis(node.shutdown_grace),
             "workers": node.workers,
             "log": node.log,

@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 use super::Node;
 use super::section::{NODE, Section};
 use super::value::{self, Read, complain};
+use crate::explain;
 
 /// Where the control socket is unless the file says otherwise.
 const CONTROL: &str = "/run/baton/control.sock";
@@ -27,11 +28,14 @@ pub(super) fn read(root: &Section<'_>) -> Option<Node> {
     };
     let name = node.require("name", "\"relay1\"", value::name);
     let control = node.take("control", socket_path);
+    let state_dir = node.take("state_dir", folder);
     let grace = node.take("shutdown_grace", value::duration(Duration::ZERO..=LONGEST_GRACE));
     let workers = node.take("workers", value::integer(0..=MOST_WORKERS));
     let log = node.take("log", log_filter);
+    let name = name?.value;
     Some(Node {
-        name: name?.value,
+        state_dir: state_dir.map_or_else(|| explain::state_dir(&name), |at| at.value),
+        name,
         control: control.map_or_else(|| CONTROL.into(), |at| at.value),
         shutdown_grace: grace.map_or(Duration::from_secs(10), |at| at.value),
         workers: workers.map_or(0, |at| at.value),
@@ -56,6 +60,18 @@ fn socket_path(value: &toml::Spanned<toml::de::DeValue<'_>>) -> Read<PathBuf> {
             ),
             "a shorter path",
         );
+    }
+    Ok(path.into())
+}
+
+fn folder(value: &toml::Spanned<toml::de::DeValue<'_>>) -> Read<PathBuf> {
+    let path = value::text(value)?;
+    let write = format!("an absolute path such as {:?}", explain::state_dir("relay1"));
+    if !path.starts_with('/') {
+        return complain(format!("is {path:?}, not the absolute path of a folder"), write);
+    }
+    if path.contains(char::is_control) {
+        return complain("holds a control character", write);
     }
     Ok(path.into())
 }

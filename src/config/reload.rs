@@ -6,6 +6,7 @@
 use baton_ha::config::{HaConfig, Transport};
 
 use super::{Config, show_duration};
+use crate::explain;
 
 /// Each key of which `new` says something else than `old` and which needs a restart:
 /// `election.priority: 200 → 150`. Empty: the new file can be applied.
@@ -43,6 +44,10 @@ fn fixed(config: &Config) -> Vec<(String, String)> {
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec();
+    // By default it has the node's name.
+    if node.state_dir != explain::state_dir(&node.name) {
+        facts.push(("node.state_dir".to_owned(), node.state_dir.display().to_string()));
+    }
     if let Some(channel) = &config.channel {
         facts.extend([
             ("cluster.channel".to_owned(), channel.address.to_string()),

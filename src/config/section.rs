@@ -27,7 +27,7 @@ pub(super) const ROOT: Schema = Schema {
 pub(super) const NODE: Schema = Schema {
     title: "[node]",
     one: "",
-    keys: &["name", "control", "shutdown_grace", "workers", "log"],
+    keys: &["name", "control", "state_dir", "shutdown_grace", "workers", "log"],
 };
 pub(super) const CLUSTER: Schema = Schema {
     title: "[cluster]",

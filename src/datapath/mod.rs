@@ -225,6 +225,11 @@ impl Datapath {
         })
     }
 
+    /// How many flows there are, as of a few seconds ago.
+    pub fn flows(&self) -> FlowCounts {
+        self.collector.counted()
+    }
+
     /// Flows that are wanted, under the names that they have in these pools.
     pub fn sessions(&self, wanted: &Wanted, pools: &[Arc<Pool>]) -> Result<Sessions, Error> {
         let now = self.loaded.jiffies()? as u32;

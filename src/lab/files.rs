@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::process::socket;
+use super::process::{socket, state};
 use super::topology::{
     ECHO_PORT, GATEWAY, HTTP_PORT, Node, Role, SOCKS_PORT, Segment, Topology, VIP_BACK, VIP_FRONT,
     VIP_FRONT6,
@@ -322,6 +322,7 @@ pub(super) fn baton(topology: &Topology, index: usize, options: &LabOptions, dir
 [node]
 name = \"{name}\"
 control = \"{control}\"
+state_dir = \"{state}\"
 shutdown_grace = \"2s\"
 
 [cluster]
@@ -377,6 +378,7 @@ rise = 2
 fall = 2
 ",
         control = control.display(),
+        state = state(dir, name).display(),
         lab = topology.name,
         priority = priority(index),
         interval = options.advert_interval.as_millis(),

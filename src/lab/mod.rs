@@ -302,7 +302,7 @@ pub fn exec(
     let (program, args) = command.split_first().expect("clap asks for a command");
     let netns = Netns::existing(&record.topology.namespace(&found.name));
     let mut command = netns.command(program);
-    command.args(args).env("BATON_SOCKET", process::socket(&Path::new(STATE).join(name), node));
+    command.args(args).envs(process::environment(&Path::new(STATE).join(name), node));
     if let Some(dir) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned))
     {
         let path = std::env::var("PATH").unwrap_or_default();

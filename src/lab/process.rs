@@ -84,7 +84,7 @@ impl Daemon {
             io::Error::other(format!("{}: the path is not UTF-8", self.program.display()))
         })?;
         let mut command = netns.command(program);
-        command.args(&self.args).current_dir("/").env("BATON_SOCKET", socket(dir, node));
+        command.args(&self.args).current_dir("/").envs(environment(dir, node));
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         tie(&mut command, lifetime);
         let child = command.spawn()?;
@@ -98,6 +98,17 @@ impl Daemon {
 /// The control socket of the relay on a node.
 pub fn socket(dir: &Path, node: &str) -> PathBuf {
     dir.join(format!("{node}.sock"))
+}
+
+/// Where the relay on a node keeps what outlives its daemon.
+pub fn state(dir: &Path, node: &str) -> PathBuf {
+    dir.join(format!("{node}.state"))
+}
+
+/// Where the commands find the relay on a node, for their environment.
+pub fn environment(dir: &Path, node: &str) -> [(&'static str, PathBuf); 2] {
+    let journal = crate::explain::path(&state(dir, node));
+    [("BATON_SOCKET", socket(dir, node)), ("BATON_JOURNAL", journal)]
 }
 
 /// Gives the process a session of its own, out of the reach of the terminal's Ctrl-C, and ties

@@ -7,7 +7,7 @@ use baton_ha::vrrp::router::{Reason, State};
 use serde::Serialize;
 
 use super::{
-    BackendStatus, DatapathStatus, Election, FromActive, HookStatus, PeerState, ReplicaStatus,
+    BackendStatus, DatapathStatus, Election, HookStatus, JournalStatus, PeerState,
     ReplicationStatus, ServiceStatus, SettingStatus, SettingsStatus, Status,
 };
 use crate::datapath::counters::Traffic;
@@ -44,6 +44,9 @@ impl Status {
             replication.write(text)?;
         }
         self.settings.write(text)?;
+        if let Some(journal) = &self.journal {
+            journal.write(text)?;
+        }
         for service in &self.services {
             service.write(text)?;
         }
@@ -65,38 +68,23 @@ impl SettingsStatus {
 
 impl ReplicationStatus {
     fn write(&self, text: &mut String) -> std::fmt::Result {
-        match self.from {
-            Some(FromActive::Nothing) => writeln!(text, "Flows: none of the Active's are known")?,
-            Some(FromActive::Snapshot) => writeln!(text, "Flows: the Active's are on their way")?,
-            Some(FromActive::InSync) => writeln!(text, "Flows: in sync with the Active")?,
-            Some(FromActive::Stale) => {
-                writeln!(text, "Flows: as they were when the channel to the Active was lost")?;
-            }
-            None => {}
+        self.lines().iter().try_for_each(|line| match line.strip_prefix("! ") {
+            Some(line) => writeln!(text, "! Flows: {line}"),
+            None => writeln!(text, "Flows: {line}"),
+        })
+    }
+}
+
+impl JournalStatus {
+    /// What an operator is to know of it: nothing, if all is well.
+    fn write(&self, text: &mut String) -> std::fmt::Result {
+        let file = self.file.display();
+        if let Some(why) = &self.trouble {
+            writeln!(text, "! the journal of decisions {file} can't be written: {why}")?;
         }
-        for to in &self.to {
-            let ReplicaStatus { peer, lag_changes, lag_ms, .. } = to;
-            match (&to.why, to.surviving) {
-                (None, Some(share)) => writeln!(
-                    text,
-                    "Flows: {peer} is in sync, {} behind ({lag_ms:.0} ms); {:.2} % would survive \
-                     this node now",
-                    counted(*lag_changes, "change"),
-                    // Never rounded up to all.
-                    (share * 1e4).floor() / 1e2
-                )?,
-                (why, _) => {
-                    let why = why.as_deref().unwrap_or("it is not in sync");
-                    writeln!(text, "! flows would not survive this node on {peer}: {why}")?;
-                }
-            }
-        }
-        if self.unplaced > 0 {
-            let unplaced = counted(self.unplaced, "flow");
-            writeln!(
-                text,
-                "! {unplaced} of the Active's have no service or backend in this node's file"
-            )?;
+        if self.lost > 0 {
+            let lost = counted(self.lost, "decision");
+            writeln!(text, "! {lost} missing in the journal {file}")?;
         }
         Ok(())
     }
@@ -321,7 +309,7 @@ fn write_counted(
     if some.is_empty() { Ok(()) } else { writeln!(text, "{title}: {}", some.join(", ")) }
 }
 
-fn state(state: State) -> &'static str {
+pub(crate) fn state(state: State) -> &'static str {
     match state {
         State::Initialize => "Initialize",
         State::Backup => "Backup",
@@ -330,7 +318,7 @@ fn state(state: State) -> &'static str {
 }
 
 /// The reason in words.
-fn why(reason: Reason) -> &'static str {
+pub(crate) fn why(reason: Reason) -> &'static str {
     match reason {
         Reason::Startup => "it started",
         Reason::AddressOwner => "it started as the address owner (priority 255)",
@@ -358,7 +346,7 @@ pub(crate) fn word(value: &impl Serialize) -> String {
     }
 }
 
-fn counted(n: u64, what: &str) -> String {
+pub(super) fn counted(n: u64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 

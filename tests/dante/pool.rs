@@ -77,7 +77,11 @@ impl Pool {
             let control = lab.dir.join(format!("{relay}.sock"));
             let text = text.replacen(
                 "[node]\n",
-                &format!("[node]\ncontrol = \"{}\"\n", control.display()),
+                &format!(
+                    "[node]\ncontrol = \"{}\"\nstate_dir = \"{}\"\n",
+                    control.display(),
+                    lab.dir.join(relay).display()
+                ),
                 1,
             );
             std::fs::write(lab.dir.join(format!("{relay}.toml")), text).expect("a file");

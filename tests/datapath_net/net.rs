@@ -177,10 +177,11 @@ impl Net {
 
     pub(crate) fn write_config(&self, services: &str) -> PathBuf {
         let text = format!(
-            "[node]\nname = \"relay\"\ncontrol = \"{}\"\nworkers = 1\n\
+            "[node]\nname = \"relay\"\ncontrol = \"{}\"\nstate_dir = \"{}\"\nworkers = 1\n\
              [election]\nvrid = 51\npriority = 255\nadvert_interval = \"{}ms\"\n{}\
              [datapath]\nflows = {}\nhalf_open_flows = 1024\nhook = \"{}\"\n{VIPS}{services}",
             self.socket().display(),
+            self.folder.path().display(),
             self.interval.as_millis(),
             self.valid_lft.map_or(String::new(), |s| format!("valid_lft = \"{s}s\"\n")),
             self.flows,

@@ -24,10 +24,13 @@ use crate::io::netlink::{Event, Netlink, Ticket, Watch};
 use crate::io::timer::Timer;
 use crate::lease::{self, Lease};
 use crate::node::{Input, Node};
+use crate::record::memory::Memory;
+use crate::record::{Recorder, What};
 use crate::vrrp::Priority;
 
 mod act;
 mod hear;
+mod note;
 mod obey;
 mod talk;
 
@@ -73,6 +76,9 @@ pub(super) struct Driver {
     counters: Counters,
     journal: Journal,
     neighbors: Neighbors,
+    /// What is recorded of decisions, and where it goes.
+    memory: Memory,
+    recorder: Recorder,
     pending: Option<Pending>,
     /// Who waits for the end of the loop.
     goodbye: Option<oneshot::Sender<()>>,
@@ -110,6 +116,7 @@ impl Driver {
         commands: mpsc::Receiver<Command>,
         view: watch::Sender<View>,
         peers: Option<PeerEnds>,
+        recorder: Recorder,
     ) -> Result<Self, (String, io::Error)> {
         let doing = |what: &'static str| move |error| (what.to_owned(), error);
         let realtime = if config.realtime {
@@ -164,6 +171,8 @@ impl Driver {
             counters: Counters::new(),
             journal: Journal::start().map_err(doing("start the log thread"))?,
             neighbors: Neighbors::new(config.peers.clone()),
+            memory: Memory::new(&config),
+            recorder,
             pending: None,
             goodbye: None,
             asked: VecDeque::new(),
@@ -290,6 +299,7 @@ impl Driver {
         self.perform().await;
         self.heed().await;
         self.give_up(now);
+        self.record_news(now);
         if flow == Flow::End || self.publish_at.is_some_and(|at| at <= Instant::now()) {
             self.publish();
         }
@@ -303,6 +313,7 @@ impl Driver {
 
     async fn awake(&mut self, now: Instant) {
         let late = self.wanted.map(|wanted| now.saturating_duration_since(wanted));
+        self.record(now, What::Slept(late.unwrap_or_default()));
         if let Some(suppressed) = self.note(Counter::Stalled, now) {
             self.journal.say(move || {
                 warn!(?late, suppressed, "this node slept; what was queued meanwhile is discarded");

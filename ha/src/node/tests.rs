@@ -15,7 +15,7 @@ struct Bench {
     now: u64,
 }
 
-fn config(priority: u8) -> HaConfig {
+pub(crate) fn config(priority: u8) -> HaConfig {
     let vip = |address: &str, interface: &str| Vip {
         address: address.parse().unwrap(),
         prefix: 24,

@@ -170,7 +170,8 @@ fn services(text: &mut String, topology: &Topology, more: impl Fn(u16, bool) -> 
 fn passthrough(topology: &Topology, relay: &str, dir: &Path) -> String {
     let dir = dir.display();
     let mut text = format!(
-        "[node]\nname = \"{relay}\"\ncontrol = \"{dir}/bench-{relay}.sock\"\nlog = \"warn\"\n\
+        "[node]\nname = \"{relay}\"\ncontrol = \"{dir}/bench-{relay}.sock\"\n\
+         state_dir = \"{dir}/bench-{relay}.state\"\nlog = \"warn\"\n\
          [election]\nvrid = 77\npriority = 255\n\
          [datapath]\nflows = {FLOWS}\n"
     );

@@ -153,7 +153,7 @@ fn configuration(lab: &Lab) -> String {
     let backend = lab.topology.node("backend1").expect("every lab has backends").links[0].v4;
     let dir = lab.dir.display();
     format!(
-        "[node]\nname = \"{RELAY}\"\ncontrol = \"{dir}/bench-footprint.sock\"\nlog = \"warn\"\n\
+        "[node]\nname = \"{RELAY}\"\ncontrol = \"{dir}/bench-footprint.sock\"\nstate_dir = \"{dir}\"\nlog = \"warn\"\n\
          [election]\nvrid = 77\npriority = 255\n\
          [[vips]]\nname = \"front\"\naddress = \"{VIP_FRONT}/24\"\ninterface = \"front\"\n\
          [[vips]]\nname = \"back\"\naddress = \"{VIP_BACK}/24\"\ninterface = \"back\"\n\

@@ -128,6 +128,7 @@ impl Driver {
             self.takeovers += u64::from(from != to);
             self.neighbors.none_active();
         }
+        self.record_transition(now, transition);
         let (node, vrid) = (self.config.node.clone(), self.config.vrid);
         let priority = self.node.advertised_priority();
         match self.node.fault().filter(|_| reason == Reason::Fault) {

@@ -11,6 +11,7 @@ use crate::config::{Family, Transport};
 use crate::driver::counters::Counter;
 use crate::io::{ether, vrrp};
 use crate::node::Input;
+use crate::record::What;
 use crate::vrrp::Priority;
 use crate::vrrp::packet::{DecodeError, Receiver, decode};
 use crate::vrrp::router::{Advert, State};
@@ -67,6 +68,7 @@ impl Driver {
             let listed: Vec<IpAddr> = received.addresses.iter().collect();
             self.journal.say(move || trace!(?advert, ?listed, interface, "advert received"));
         }
+        self.memory.advert(now, place, &advert);
         self.compare(now, &advert, same_addresses);
         if self.neighbors.hear(now, &advert)
             && let Some(suppressed) = self.note(Counter::NewNode, now)
@@ -118,6 +120,7 @@ impl Driver {
             && priority != Priority::YIELD
             && let Some(suppressed) = self.note(Counter::RivalAdvert, now)
         {
+            self.record(now, What::Rival { who: self.memory.who(source), priority });
             let node = self.neighbors.label(source);
             self.journal.say(move || {
                 info!(node, %priority, suppressed, "another node advertises while this one is \

@@ -16,6 +16,7 @@ use crate::driver::channels::{Ended, Happening, PeerPlace};
 use crate::driver::counters::Counter;
 use crate::heart;
 use crate::node::Input;
+use crate::record::{What, Words};
 use crate::vrrp::router::{Advert, State};
 use crate::vrrp::{AdverInterval, Priority};
 
@@ -40,6 +41,8 @@ impl Driver {
             match output {
                 heart::Output::Tell(input) => {
                     let told = format!("{input:?}");
+                    let what = Words::of(format_args!("by what the peers say: {told}"));
+                    self.record(Instant::now(), What::Did(what));
                     self.journal.say(move || info!(told, "by what the peers say"));
                     self.feed(input).await;
                 }
@@ -92,6 +95,8 @@ impl Driver {
         };
         match happening {
             Happening::Up(place, peer) => {
+                let what = self.memory.up(now, place);
+                self.record(now, what);
                 let (peer_name, boot, version) = (peer.node.clone(), peer.boot, peer.version);
                 self.journal.say(move || {
                     info!(peer = peer_name, %boot, version, "peer channel is up");
@@ -102,12 +107,16 @@ impl Driver {
             }
             Happening::Down(place, why, ended) => {
                 let peer = name(self, place);
+                let what = self.memory.down(now, place, ended == Ended::ByPeer, &why);
+                self.record(now, what);
                 self.peer_gone(now, place, ended).await;
                 self.journal.say(move || warn!(peer, why, "peer channel is down"));
                 self.tell(now, place, PeerEvent::Down { place });
             }
             Happening::Refused(place, refused) => {
                 let peer = name(self, place);
+                let what = self.memory.refused(place, Words::of(&refused));
+                self.record(now, what);
                 if let Some(suppressed) = self.note(Counter::PeerRefused, now) {
                     self.journal.say(move || {
                         warn!(peer, suppressed, "peer channel refused: {refused}");
@@ -173,6 +182,7 @@ impl Driver {
 
     async fn heartbeat(&mut self, now: Instant, place: PeerPlace, heartbeat: Heartbeat) {
         self.counters.count(Counter::HeartbeatReceived, 1);
+        self.memory.heartbeat(now, place, heartbeat);
         self.epoch = self.epoch.max(heartbeat.epoch);
         self.heart.hear(now, place, heartbeat.word);
         match heartbeat.advert {
