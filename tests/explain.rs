@@ -177,6 +177,12 @@ fn both_nodes_tell_why_after_a_kill() {
     let words = pair.explain("relay1", &["--last", "50"]);
     println!("{words}");
     assert!(words.contains("Active) ended without a word, killed or crashed"), "{words}");
+    // It has the higher priority, and the lab's nodes do not preempt.
+    until("it says what it leaves alone", || {
+        let waits =
+            |entry: &Entry| matches!(&entry.what, What::Waits { why } if why.contains("off"));
+        pair.entries("relay1").iter().any(waits)
+    });
 
     // An operator's command, with who asked; and one that is refused.
     until("takeover by the operator", || pair.exec("relay1", &["takeover"]).status.success());

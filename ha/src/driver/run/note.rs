@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::Driver;
 use crate::record::{Known, Record, Stamp, What, Words};
-use crate::vrrp::AdverInterval;
 use crate::vrrp::router::{Reason, State, Transition, active_down_interval};
+use crate::vrrp::{AdverInterval, Preempt};
 
 impl Driver {
     /// Records what was decided or has happened, with everything that this node knows now. Never
@@ -40,7 +40,19 @@ impl Driver {
             State::Initialize | State::Backup => self.neighbors.active(),
         };
         let what = self.memory.active(heard.map(|heard| (heard.address, heard.interval)));
+        // What it leaves alone though it has the higher priority.
+        let lower = heard.map(|heard| heard.priority).filter(|theirs| {
+            *theirs < self.config.priority && self.config.preempt == Preempt::Disabled
+        });
+        let waits = lower.filter(|_| what.is_some()).map(|theirs| {
+            let own = self.config.priority;
+            What::Waits(Words::of(format_args!(
+                "it leaves the Active alone, though that has priority {theirs} and this node {own}: \
+                 `preempt` is off"
+            )))
+        });
         self.record(now, what);
+        self.record(now, waits);
     }
 
     fn known(&self, now: Instant) -> Known {
