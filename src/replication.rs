@@ -6,11 +6,13 @@
 //! that it does is in a packet's way, and nothing here can hold up the election.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use baton_ha::channel::hello::BootId;
 use baton_ha::driver::{PeerEvent, PeerPort, View};
+use baton_ha::io::timer::Timer;
 use baton_ha::state::shared;
 use baton_ha::sync::Frame;
 use baton_ha::sync::frame::{BucketSum, Compared};
@@ -24,6 +26,10 @@ use crate::datapath::Datapath;
 use crate::datapath::load::Error;
 use crate::datapath::replica::{Replica, Walk};
 use crate::datapath::ring::Ring;
+
+mod pace;
+
+use pace::Pace;
 
 /// Changes that the journal keeps: what a peer may lag behind, 16 bytes and a change each.
 const JOURNAL: usize = 1 << 17;
@@ -106,6 +112,7 @@ struct Worker {
     look_at: Option<Instant>,
     refresh_at: Option<Instant>,
     refresh: Option<Refresh>,
+    pace: Pace,
 }
 
 /// The kernel's side, once there is one.
@@ -160,14 +167,26 @@ impl Worker {
             look_at: Some(now),
             refresh_at: None,
             refresh: None,
+            pace: Pace::new(now),
         }
     }
 
     async fn run(mut self) {
+        // The runtime's own timers have a grain of a millisecond.
+        let mut timer = match Timer::new() {
+            Ok(timer) => timer,
+            Err(error) => return tracing::error!(%error, "flows are not replicated"),
+        };
         loop {
             let deadline = self.next_deadline();
+            let now = Instant::now();
+            let held = self.pace.held(now);
+            if let Err(error) = timer.set(now, held) {
+                tracing::error!(%error, "the timer of replication");
+            }
             let wake = {
                 let ring = self.tables.as_ref().map(|tables| &tables.ring);
+                let ring = ring.filter(|_| held.is_none());
                 let readable = async {
                     match ring {
                         Some(ring) => ring.readable().await,
@@ -187,6 +206,7 @@ impl Worker {
                     },
                     Some((side, run, sums)) = self.sums.recv() => Wake::Sums(side, run, sums),
                     () = readable => Wake::Ring,
+                    _ = poll_fn(|context| timer.poll_expired(context)) => Wake::Time,
                     () = tokio::time::sleep_until(deadline.into()) => Wake::Time,
                 }
             };
@@ -229,7 +249,9 @@ impl Worker {
             Wake::Election | Wake::Ring | Wake::Time => {}
         }
         self.follow_election(now)?;
-        self.drain(now)?;
+        if self.pace.held(now).is_none() {
+            self.drain(now)?;
+        }
         self.refresh(now)?;
         self.source.handle_timeout(now);
         self.receiver.handle_timeout(now);
@@ -350,11 +372,14 @@ impl Worker {
             self.source.handle_input(now, source::Input::Names(names));
         }
         let jiffies = tables.replica.jiffies()?;
+        let mut changes = 0;
         tables.ring.drain(|event| {
+            changes += 1;
             if let Some(change) = tables.replica.change(event, jiffies) {
                 self.source.handle_input(now, source::Input::Changed(change));
             }
         })?;
+        self.pace.read(now, changes);
         if tables.replica.has_lost() {
             tracing::warn!("changes of flows came faster than they were read: peers begin anew");
             self.source.handle_input(now, source::Input::Lost);

@@ -52,9 +52,54 @@ impl<K: Record, V: Record> Table<K, V> {
         Ok(Self { map, changes: None, types: PhantomData })
     }
 
-    /// What a key has.
+    /// What a key has. Not for maps that have a value for each CPU.
     pub fn find(&self, key: &K) -> libbpf_rs::Result<Option<V>> {
-        Ok(self.map.lookup(key.bytes(), MapFlags::ANY)?.as_deref().and_then(V::read))
+        if self.map.map_type().is_percpu() {
+            return Err(std::io::Error::other("a map of a value for each CPU").into());
+        }
+        let mut value = V::default();
+        // SAFETY: the sizes of K and V are the map's, which `Table` has seen to, and whatever the
+        // kernel writes is a V.
+        let result = unsafe {
+            libbpf_rs::libbpf_sys::bpf_map_lookup_elem(
+                self.map.as_fd().as_raw_fd(),
+                key.bytes().as_ptr().cast(),
+                (&raw mut value).cast(),
+            )
+        };
+        match result {
+            0 => Ok(Some(value)),
+            error if error == -libc::ENOENT => Ok(None),
+            error => Err(std::io::Error::from_raw_os_error(-error).into()),
+        }
+    }
+
+    /// Gives each key its value, all in one system call.
+    pub(super) fn set_many(&self, keys: &[K], values: &[V]) -> libbpf_rs::Result<()> {
+        assert_eq!(keys.len(), values.len(), "every key has a value");
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut count = keys.len() as u32;
+        let opts = libbpf_rs::libbpf_sys::bpf_map_batch_opts {
+            sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_batch_opts>() as _,
+            ..Default::default()
+        };
+        // SAFETY: there are as many of both, of the map's sizes.
+        let result = unsafe {
+            libbpf_rs::libbpf_sys::bpf_map_update_batch(
+                self.map.as_fd().as_raw_fd(),
+                keys.as_ptr().cast(),
+                values.as_ptr().cast(),
+                &raw mut count,
+                &raw const opts,
+            )
+        };
+        self.count_change();
+        match result {
+            0 => Ok(()),
+            error => Err(std::io::Error::from_raw_os_error(-error).into()),
+        }
     }
 
     /// Gives a key a value, whether it had one or not.

@@ -76,6 +76,38 @@ struct Place {
     mode: types::forward_mode,
 }
 
+/// Flows that are to be written together, no two changes of one.
+#[derive(Debug)]
+struct Puts {
+    /// Of their keys.
+    buckets: BucketSet,
+    flow_keys: Vec<types::flow_key>,
+    flows: Vec<types::flow>,
+    reply_keys: Vec<types::reply_key>,
+    replies: Vec<types::reply>,
+}
+
+impl Puts {
+    fn new() -> Self {
+        Self {
+            buckets: BucketSet::empty(),
+            flow_keys: Vec::with_capacity(BATCH),
+            flows: Vec::with_capacity(BATCH),
+            reply_keys: Vec::with_capacity(BATCH),
+            replies: Vec::with_capacity(BATCH),
+        }
+    }
+
+    fn clear(&mut self) {
+        let Self { buckets, flow_keys, flows, reply_keys, replies } = self;
+        buckets.clear();
+        flow_keys.clear();
+        flows.clear();
+        reply_keys.clear();
+        replies.clear();
+    }
+}
+
 /// A walk of the flow table in slices, that others may interrupt.
 #[derive(Debug, Default)]
 pub struct Walk {
@@ -308,10 +340,17 @@ impl Replica {
     pub fn apply(&mut self, changes: &[Change], generation: u8) -> Result<(), Error> {
         let now = self.loaded.jiffies()? as u32;
         let written = || Error::bpf("write a flow");
+        let mut puts = Puts::new();
         for change in changes {
+            // Changes of one flow, one after the other; now and then it is another of its bucket.
+            if puts.buckets.contains(change.key().bucket()) {
+                self.write(&mut puts).map_err(written())?;
+            }
             match change {
                 Change::Put(flow) => match self.place(flow.key.service, flow.backend)? {
-                    Some(place) => self.put(flow, place, generation, now).map_err(written())?,
+                    Some(place) => {
+                        self.put(flow, place, generation, now, &mut puts).map_err(written())?;
+                    }
                     None => self.unplaced += 1,
                 },
                 Change::End(key) => {
@@ -320,10 +359,26 @@ impl Replica {
                 }
             }
         }
+        self.write(&mut puts).map_err(written())
+    }
+
+    /// Writes what was put. First the direction that is not compared: where there is a flow, there
+    /// is its reply.
+    fn write(&self, puts: &mut Puts) -> BpfResult<()> {
+        self.maps.replies.set_many(&puts.reply_keys, &puts.replies)?;
+        self.maps.flows.set_many(&puts.flow_keys, &puts.flows)?;
+        puts.clear();
         Ok(())
     }
 
-    fn put(&self, flow: &Flow, place: Place, generation: u8, now: u32) -> BpfResult<()> {
+    fn put(
+        &self,
+        flow: &Flow,
+        place: Place,
+        generation: u8,
+        now: u32,
+        puts: &mut Puts,
+    ) -> BpfResult<()> {
         let learnt = types::flow_flag::FLOW_LEARNT.0 as u8;
         let key = record_of(&flow.key, place.service);
         let ago = |age: Duration| now.wrapping_sub(self.clock.timeout_or_none(age));
@@ -354,9 +409,13 @@ impl Replica {
                 seen,
                 ..Default::default()
             };
-            self.maps.replies.set(&reply_key, &reply)?;
+            puts.reply_keys.push(reply_key);
+            puts.replies.push(reply);
         }
-        self.maps.flows.set(&key, &record)
+        puts.buckets.insert(flow.key.bucket());
+        puts.flow_keys.push(key);
+        puts.flows.push(record);
+        Ok(())
     }
 
     /// Removes both directions.
