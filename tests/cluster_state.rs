@@ -35,6 +35,7 @@ impl Pair {
             servers: Servers::All,
             advert_interval: Duration::from_millis(100),
             heartbeat: Duration::from_millis(10),
+            many: None,
             lifetime: Lifetime::WithParent,
         };
         let mut lab = Lab::build(options, &mut |_| {}).unwrap();

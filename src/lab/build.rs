@@ -326,7 +326,7 @@ impl Lab {
     }
 
     /// Waits until a relay is Backup, and has the Active's flows where they are replicated.
-    fn await_backup(&mut self, relay: &str) -> Result<(), LabError> {
+    pub(super) fn await_backup(&mut self, relay: &str) -> Result<(), LabError> {
         let deadline = Instant::now() + READY_PATIENCE;
         let socket = process::socket(&self.dir, relay);
         loop {

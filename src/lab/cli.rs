@@ -164,6 +164,7 @@ impl LabCommand {
                     servers: Servers::All,
                     advert_interval,
                     heartbeat: super::HEARTBEAT,
+                    many: None,
                     lifetime: Lifetime::Detached,
                 })?
             }
@@ -525,6 +526,13 @@ impl DrillArgs {
     }
 
     fn impossible(&self) -> Option<String> {
+        if self.fault.is_of_replication() && (!self.relays.is_baton() || self.mode == Mode::Proxy) {
+            let fault = self.fault.name();
+            return Some(format!(
+                "'{fault}' is of Baton's peer channel, which modes of the kernel have: write --mode \
+                 passthrough or --mode dsr"
+            ));
+        }
         if self.churn.is_some() && self.relays.is_baton() && self.mode == Mode::Proxy {
             return Some("a proxy's connections end with it: write --mode passthrough".into());
         }

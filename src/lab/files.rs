@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::many;
 use super::process::{socket, state};
 use super::topology::{
     ECHO_PORT, GATEWAY, HTTP_PORT, Node, Role, SOCKS_PORT, Segment, Topology, VIP_BACK, VIP_FRONT,
@@ -13,7 +14,7 @@ use super::topology::{
 use super::{LabOptions, Mode, Software};
 
 /// Of the peer channel.
-const CHANNEL_PORT: u16 = 8112;
+pub(super) const CHANNEL_PORT: u16 = 8112;
 /// Of conntrackd's own channel.
 const CONNTRACKD_PORT: u16 = 3780;
 /// Connections that services of proxy mode may have: each takes four descriptors.
@@ -387,6 +388,9 @@ fall = 2
     for service in SERVICES {
         text += &service.describe(topology, mode);
     }
+    if let Some(flows) = options.many {
+        text += &many::service(topology, flows);
+    }
     text
 }
 
@@ -485,12 +489,13 @@ mod tests {
                 servers: Servers::All,
                 advert_interval: Duration::from_millis(10),
                 heartbeat: HEARTBEAT,
+                many: Some(1 << 18),
                 lifetime: Lifetime::WithParent,
             };
             let text = baton(&topology, index, &options, dir.path());
             std::fs::write(&path, text).unwrap();
             let config = Config::load(&path).unwrap_or_else(|errors| panic!("{errors}"));
-            assert_eq!(config.services.len(), SERVICES.len());
+            assert_eq!(config.services.len(), SERVICES.len() + 1);
             // The back VIP is there for backends to route through, not for a service.
             let back =
                 |warning: &_| format!("{warning}").contains("no service uses the VIP \"back\"");

@@ -7,6 +7,7 @@
 //! * [`netns`], `wiring`: made real.
 //! * `files`, [`process`]: the daemons' configuration, and how they are started and ended.
 //! * [`Lab`]: a lab in hand; [`up`], [`down`], [`status`], [`exec`]: what the commands do.
+//! * `many`: flows by the thousand, without a network.
 //! * [`drill`]: canary traffic, a fault, a report.
 //! * [`mod@bench`]: Baton beside others, and what a packet costs.
 //! * [`echo`]: the echo server of the backends.
@@ -28,6 +29,7 @@ pub mod cli;
 pub mod drill;
 pub mod echo;
 mod files;
+mod many;
 pub mod netns;
 pub mod process;
 mod state;
@@ -67,6 +69,8 @@ pub struct LabOptions {
     pub advert_interval: Duration,
     /// Between two heartbeats on the peer channel, where there is one.
     pub heartbeat: Duration,
+    /// Whether relays have a service whose flows are made in the kernel, and tables for so many.
+    pub many: Option<u32>,
     /// Whether the lab outlives its maker.
     pub lifetime: Lifetime,
 }

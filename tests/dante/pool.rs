@@ -67,6 +67,7 @@ impl Pool {
                 servers: Servers::Echo,
                 advert_interval: Duration::from_millis(100),
                 heartbeat: baton::lab::HEARTBEAT,
+                many: None,
                 lifetime: Lifetime::WithParent,
             },
             &mut |_| {},

@@ -117,6 +117,7 @@ fn lab(
         servers,
         advert_interval: Duration::from_millis(100),
         heartbeat: HEARTBEAT,
+        many: None,
         lifetime: Lifetime::WithParent,
     };
     Lab::build(options, say)

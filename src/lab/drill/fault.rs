@@ -1,5 +1,6 @@
 //! The faults: how each is done, and how it is made good again.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::peers::{self, Cut, Impostor};
 use super::report::ms;
 use crate::control::{self, Reply, Request};
 use crate::lab::netns::Netns;
@@ -42,6 +44,39 @@ pub enum Fault {
     BackendKill,
     /// SIGSTOP of a backend's server; SIGCONT later.
     BackendHang,
+    /// The Active's back link loses its carrier; comes back later.
+    BackLinkDown,
+    /// The peer channel loses every packet; mended later.
+    ChannelCut,
+    /// What the Active sends to the Backup is lost, on every path; mended later.
+    OneWayOut,
+    /// What the Backup sends to the Active is lost, on every path; mended later.
+    OneWayIn,
+    /// Neither relay hears the other on any path; mended later.
+    Partition,
+    /// SIGTERM of both daemons; started again at once.
+    RestartBoth,
+    /// The Backup is killed in the middle of a snapshot of many flows, and started again.
+    RestartInSnapshot,
+    /// The peer channel is cut while there are more new flows than the journal keeps.
+    JournalFull,
+    /// The Backup is started with another cluster key; with the right one later.
+    KeyChanged,
+    /// In the Backup's place there is a node of a version that this one can't speak with.
+    OldVersion,
+}
+
+/// Who is to have the VIP after a fault, before anything is made good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// Who had it.
+    Active,
+    /// The other one.
+    Backup,
+    /// One of the two.
+    One,
+    /// Both: they can't know of each other.
+    Both,
 }
 
 impl Fault {
@@ -57,12 +92,59 @@ impl Fault {
             Self::Restart => "restart",
             Self::BackendKill => "backend-kill",
             Self::BackendHang => "backend-hang",
+            Self::BackLinkDown => "back-link-down",
+            Self::ChannelCut => "channel-cut",
+            Self::OneWayOut => "one-way-out",
+            Self::OneWayIn => "one-way-in",
+            Self::Partition => "partition",
+            Self::RestartBoth => "restart-both",
+            Self::RestartInSnapshot => "restart-in-snapshot",
+            Self::JournalFull => "journal-full",
+            Self::KeyChanged => "key-changed",
+            Self::OldVersion => "old-version",
         }
     }
 
-    /// Whether another relay is to be Active afterwards.
-    pub fn moves_vip(self) -> bool {
-        !matches!(self, Self::BackendKill | Self::BackendHang)
+    /// Who is to have the VIP afterwards.
+    pub(super) fn holder(self) -> Holder {
+        match self {
+            Self::Kill
+            | Self::Pause
+            | Self::LinkDown
+            | Self::PowerOff
+            | Self::Takeover
+            | Self::Yield
+            | Self::Restart
+            | Self::BackLinkDown => Holder::Backup,
+            Self::BackendKill
+            | Self::BackendHang
+            | Self::ChannelCut
+            | Self::OneWayIn
+            | Self::RestartInSnapshot
+            | Self::JournalFull
+            | Self::KeyChanged
+            | Self::OldVersion => Holder::Active,
+            Self::OneWayOut | Self::RestartBoth => Holder::One,
+            Self::Partition => Holder::Both,
+        }
+    }
+
+    /// Whether it is one of replication: it needs a peer channel, and afterwards the Backup takes
+    /// over, to show that it has every flow.
+    pub fn is_of_replication(self) -> bool {
+        matches!(
+            self,
+            Self::ChannelCut
+                | Self::RestartInSnapshot
+                | Self::JournalFull
+                | Self::KeyChanged
+                | Self::OldVersion
+        )
+    }
+
+    /// Whether it takes more flows than clients of the lab make.
+    pub(super) fn needs_many(self) -> bool {
+        matches!(self, Self::RestartInSnapshot | Self::JournalFull)
     }
 
     /// Whether it is a command of Baton's, which keepalived has not.
@@ -78,7 +160,14 @@ impl Fault {
 
     /// Whether there is anything to make good afterwards.
     fn heals(self) -> bool {
-        !matches!(self, Self::Takeover | Self::Yield | Self::Restart)
+        !matches!(
+            self,
+            Self::Takeover
+                | Self::Yield
+                | Self::Restart
+                | Self::RestartBoth
+                | Self::RestartInSnapshot
+        )
     }
 }
 
@@ -110,13 +199,15 @@ pub(super) struct Deed {
 pub(super) struct Hand {
     cast: Cast,
     switch: Ports,
+    /// While there is one.
+    impostor: RefCell<Option<Impostor>>,
 }
 
 impl Hand {
     /// Gets ready.
     pub(super) fn new(lab: &Lab, cast: Cast) -> Result<Self, LabError> {
         let switch = Ports::open(&lab.netns("switch")).doing("entering the switch")?;
-        Ok(Self { cast, switch })
+        Ok(Self { cast, switch, impostor: RefCell::default() })
     }
 
     /// Whom it concerns.
@@ -126,7 +217,7 @@ impl Hand {
 
     /// Breaks it.
     pub(super) fn inject(&self, lab: &mut Lab, fault: Fault) -> Result<Deed, LabError> {
-        let active = &self.cast.active;
+        let Cast { active, backup, .. } = &self.cast;
         let pids = self.victims(lab, fault)?;
         let ports = self.ports(lab);
         let at = Instant::now();
@@ -163,6 +254,34 @@ impl Hand {
             Fault::BackendHang => {
                 send(&pids, Signal::SIGSTOP)?;
                 (&self.cast.backend, "echo server stopped (SIGSTOP)".to_owned())
+            }
+            Fault::BackLinkDown => {
+                self.switch.set(&ports[1], false).doing("cutting a link")?;
+                (active, "back link cut".to_owned())
+            }
+            Fault::ChannelCut => self.cut(lab, Cut::Channel, "peer channel cut")?,
+            Fault::OneWayOut => self.cut(lab, Cut::Sent, "all that it sends to the other lost")?,
+            Fault::OneWayIn => self.cut(lab, Cut::Heard, "all that the other sends it lost")?,
+            Fault::Partition => self.cut(lab, Cut::All, "nothing heard between the relays")?,
+            Fault::RestartBoth => {
+                peers::restart_both(lab, &self.cast)?;
+                (active, "both daemons ended (SIGTERM) and started again".to_owned())
+            }
+            Fault::RestartInSnapshot => {
+                peers::restart_in_snapshot(lab, &self.cast)?;
+                (backup, "killed in the middle of a snapshot, started again".to_owned())
+            }
+            Fault::JournalFull => {
+                peers::fill_journal(lab, &self.cast)?;
+                (active, "peer channel cut, and more new flows than the journal keeps".to_owned())
+            }
+            Fault::KeyChanged => {
+                peers::change_key(lab, &self.cast)?;
+                (backup, "started again with another cluster key".to_owned())
+            }
+            Fault::OldVersion => {
+                *self.impostor.borrow_mut() = Some(Impostor::start(lab, &self.cast)?);
+                (backup, "a node of another version in its place".to_owned())
             }
         };
         Ok(Deed { at, done: Instant::now(), node: node.clone(), what })
@@ -206,7 +325,33 @@ impl Hand {
                 send(&pids, Signal::SIGCONT)?;
                 (&self.cast.backend, "echo server goes on (SIGCONT)")
             }
-            Fault::Takeover | Fault::Yield | Fault::Restart => return Ok(None),
+            Fault::BackLinkDown => {
+                self.switch.set(&ports[1], true).doing("mending a link")?;
+                (active, "back link back")
+            }
+            Fault::ChannelCut
+            | Fault::OneWayOut
+            | Fault::OneWayIn
+            | Fault::Partition
+            | Fault::JournalFull => {
+                peers::mend(lab, &self.cast)?;
+                (active, "all that was lost goes through again")
+            }
+            Fault::KeyChanged => {
+                peers::restore_key(lab, &self.cast)?;
+                (&self.cast.backup, "started again with the cluster's key")
+            }
+            Fault::OldVersion => {
+                if let Some(impostor) = self.impostor.take() {
+                    impostor.end(lab, &self.cast)?;
+                }
+                (&self.cast.backup, "back in its place")
+            }
+            Fault::Takeover
+            | Fault::Yield
+            | Fault::Restart
+            | Fault::RestartBoth
+            | Fault::RestartInSnapshot => return Ok(None),
         };
         let (node, what) = (node.clone(), what.to_owned());
         Ok(Some(Deed { at, done: Instant::now(), node, what }))
@@ -215,16 +360,31 @@ impl Hand {
     /// The processes that a fault hits. Everything of a relay's namespace is its daemon's, but
     /// Baton is one process: what else there is are commands and checks.
     fn victims(&self, lab: &mut Lab, fault: Fault) -> Result<Vec<i32>, LabError> {
-        let (node, name) = if fault.moves_vip() {
-            (&self.cast.active, "relay")
-        } else {
-            (&self.cast.backend, "echo")
-        };
+        let of_backend = matches!(fault, Fault::BackendKill | Fault::BackendHang);
+        let (node, name) =
+            if of_backend { (&self.cast.backend, "echo") } else { (&self.cast.active, "relay") };
         let everything = fault == Fault::PowerOff || !lab.options.software.is_baton();
-        if fault.moves_vip() && everything {
+        if !of_backend && everything {
             return lab.netns(node).pids().doing("listing the relay's processes");
         }
         Ok(lab.process(node, name).map(|process| process.pid()).into_iter().collect())
+    }
+
+    fn cut<'a>(
+        &'a self,
+        lab: &Lab,
+        cut: Cut,
+        what: &str,
+    ) -> Result<(&'a String, String), LabError> {
+        peers::cut(lab, &self.cast, cut)?;
+        Ok((&self.cast.active, what.to_owned()))
+    }
+
+    /// Has the Backup take over, to see that it can.
+    pub(super) fn prove(&self, lab: &Lab) -> Result<Deed, LabError> {
+        let at = Instant::now();
+        let (node, what) = self.ask(lab, &self.cast.backup, &Request::Takeover)?;
+        Ok(Deed { at, done: Instant::now(), node: node.clone(), what })
     }
 
     /// The switch's ports of the Active, front first.

@@ -18,6 +18,7 @@ pub mod figures;
 mod interrupt;
 mod logs;
 mod outage;
+mod peers;
 mod render;
 pub mod report;
 mod steps;
@@ -25,7 +26,7 @@ mod wire;
 
 use canary::churn::{Churn, Held};
 use canary::{Ledger, Worker, fresh, read, steady, udp};
-use fault::{Cast, Deed, Fault, Hand};
+use fault::{Cast, Deed, Fault, Hand, Holder};
 use outage::Attempt;
 pub use render::render;
 use report::{Churned, Connections, OutageMs, Report, Run, ms};
@@ -147,10 +148,18 @@ fn run_once(
     let mut failures = judge_fault(&lab, options, hand.cast(), returned)?;
     let held = churn.map(Churn::ask).transpose().doing("holding connections")?;
 
+    failures.extend(peers::judge_meanwhile(&lab, hand.cast(), options.fault));
+
     let healed = hand.heal(&mut lab, options.fault)?;
     if let Some(healed) = &healed {
         say(&format!("{}: {}", healed.node, healed.what));
     }
+    let proof = if options.fault.is_of_replication() {
+        failures.extend(peers::judge_healed(&mut lab, hand.cast(), options.fault)?);
+        Some(hand.prove(&lab)?)
+    } else {
+        None
+    };
     interrupt::sleep(after)?;
     failures.extend(judge_end(&lab, watch.await_steady(RETURN_PATIENCE)?)?);
     say("collecting what was seen");
@@ -158,7 +167,7 @@ fn run_once(
     let logs = logs::read(&lab);
     drop(lab);
     let done = deed.done;
-    let mut run = seen.run(&hand, deed, healed, &logs);
+    let mut run = seen.run(&hand, deed, healed.into_iter().chain(proof).collect(), &logs);
     if let Some((rate, held)) = options.churn.zip(held) {
         run.wrong_bytes += held.iter().map(|held| held.wrong).sum::<u64>();
         run.churn = Some(churned(rate, &held, done));
@@ -197,6 +206,7 @@ fn lab_options(options: &DrillOptions) -> LabOptions {
         servers: Servers::Echo,
         advert_interval: options.advert_interval,
         heartbeat: options.heartbeat,
+        many: options.fault.needs_many().then_some(peers::ROOM),
         lifetime: Lifetime::WithParent,
     }
 }
@@ -232,7 +242,12 @@ fn judge_fault(
         failures.push(format!("the service did not come back within {RETURN_PATIENCE:?}"));
     }
     let holders = lab.holders()?;
-    let expected = if options.fault.moves_vip() { &cast.backup } else { &cast.active };
+    let expected = match options.fault.holder() {
+        Holder::Active => &cast.active,
+        Holder::Backup => &cast.backup,
+        Holder::Both if holders.len() == 2 => return Ok(failures),
+        Holder::Both | Holder::One => holders.first().unwrap_or(&cast.active),
+    };
     let [holder] = &holders[..] else {
         failures.push(format!(
             "after the fault {} hold the VIP: {}",
@@ -381,7 +396,7 @@ fn await_steady(ledgers: &[&Ledger], rate: u32, patience: Duration) -> Result<bo
 }
 
 impl Seen {
-    fn run(self, hand: &Hand, deed: Deed, healed: Option<Deed>, logs: &[logs::LogLine]) -> Run {
+    fn run(self, hand: &Hand, deed: Deed, later: Vec<Deed>, logs: &[logs::LogLine]) -> Run {
         let since = deed.at;
         let length = |attempts: &[Attempt]| {
             attempts.last()?;
@@ -409,7 +424,7 @@ impl Seen {
             churn: None,
             wrong_bytes: self.wrong + self.steady.iter().map(|fate| fate.wrong).sum::<u64>(),
             two_answering_ms: two_answering.max().map(ms),
-            steps: steps::steps(&self, hand, &deed, healed.as_ref(), logs),
+            steps: steps::steps(&self, hand, &deed, &later, logs),
         }
     }
 }

@@ -15,13 +15,13 @@ pub(super) fn steps(
     seen: &Seen,
     hand: &Hand,
     deed: &Deed,
-    healed: Option<&Deed>,
+    later: &[Deed],
     logs: &[LogLine],
 ) -> Vec<Step> {
     let mut list = List { since: deed.at, steps: Vec::new() };
     list.push(deed.at, &deed.node, &deed.what);
-    if let Some(healed) = healed {
-        list.push(healed.at, &healed.node, &healed.what);
+    for deed in later {
+        list.push(deed.at, &deed.node, &deed.what);
     }
     for line in logs {
         list.push(line.at, &line.node, &line.what);

@@ -3,7 +3,7 @@
 //! carries.
 //!
 //! * `drills`: outages and churn, each in labs of their own, the contenders in turn.
-//! * `replication`, with `handshake`: two daemons, flows made in the kernel, lag seen from outside.
+//! * `replication`: two daemons, flows made in the kernel, lag seen from outside.
 //! * `report`: tables.
 
 use std::path::PathBuf;
@@ -15,10 +15,8 @@ use crate::lab::LabError;
 use crate::lab::drill::fault::Fault;
 
 mod drills;
-mod handshake;
 mod replication;
 mod report;
-mod skeleton;
 
 pub use report::{HaReport, render, write_into};
 

@@ -2,29 +2,22 @@
 //! side, how long a joiner takes for a full table, and what all that costs.
 //!
 //! Flows come about in the Active's kernel, by handshakes through its own program
-//! ([`Handshakes`]), so all of the way is measured: ring buffer, journal, channel, the peer's table.
+//! ([`crate::lab::many`]), so all of the way is measured: ring buffer, journal, channel, the peer's table.
 //! How late they are is not asked of the daemons: a thread establishes a flow now and then and looks
 //! for it in the peer's table until it is there.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
 use super::HaOptions;
-use super::handshake::{Ends, Handshakes, Step};
-use crate::datapath::hooks;
-use crate::datapath::maps::{Table, pinned};
-use crate::datapath::skeleton::types;
 use crate::lab::bench::{other, percentile, race};
 use crate::lab::drill::check_signals;
+use crate::lab::many::{BATCH, Copies, Source, Step};
 use crate::lab::process::{Lifetime, socket};
-use crate::lab::topology::{Links, VIP_FRONT};
+use crate::lab::topology::Links;
 use crate::lab::{
     Doing as _, HEARTBEAT, Lab, LabError, LabOptions, Mode, Servers, Software, state,
 };
@@ -32,13 +25,8 @@ use crate::status::FromActive;
 
 const ACTIVE: &str = "relay1";
 const PEER: &str = "relay2";
-/// The service that flows are of.
-const PORT: u16 = 9000;
-const CLIENTS: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
 /// Flows that are looked for have numbers from here on.
 const SAMPLED: u64 = 1 << 24;
-/// Flows that one call makes at most: as many may be half-open at a time.
-const BATCH: u32 = 512;
 /// A flow that is not on the other side by then has not come.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How late the last one may be where a rate is said to be sustained.
@@ -155,6 +143,8 @@ fn rates(options: &HaOptions, say: &mut dyn FnMut(&str)) -> Result<Vec<Rate>, La
 }
 
 fn build(options: &HaOptions, flows: u64) -> Result<Lab, LabError> {
+    // Twice the room, so that no table is nearly full and collected in a hurry.
+    let room = (2 * flows).max(1 << 18);
     let lab = Lab::build(
         LabOptions {
             name: format!("drill-ha-{}", std::process::id()),
@@ -166,59 +156,23 @@ fn build(options: &HaOptions, flows: u64) -> Result<Lab, LabError> {
             servers: Servers::Echo,
             advert_interval: Duration::from_millis(100),
             heartbeat: HEARTBEAT,
+            many: Some(room as u32),
             lifetime: Lifetime::WithParent,
         },
         &mut |_| {},
     )?;
-    // Room for a quarter more, and for those that are looked for.
-    let room = (flows + flows / 4 + 65_536).max(1 << 18);
-    let backend = server(&lab);
-    for relay in [ACTIVE, PEER] {
-        let path = lab.dir.join(format!("{relay}.toml"));
-        let text = std::fs::read_to_string(&path).doing("reading a relay's configuration")?;
-        let text = format!(
-            "{text}\n[[services]]\nname = \"many\"\nvip = \"front\"\nport = {PORT}\n\
-             mode = \"passthrough\"\nsource = \"client\"\n\
-             [[services.backends]]\nname = \"b1\"\naddress = \"{backend}\"\n\
-             [datapath]\nflows = {room}\n"
-        );
-        std::fs::write(&path, text).doing("writing a relay's configuration")?;
-    }
     Ok(lab)
 }
 
-/// The server that flows are with; nothing is ever sent to it.
-fn server(lab: &Lab) -> SocketAddrV4 {
-    let node = lab.topology.node("backend1").expect("every lab has backends");
-    SocketAddrV4::new(node.links[0].v4, PORT)
-}
-
-type Flows = Table<types::flow_key, types::flow>;
-
 /// Two relays that have started.
 struct Field {
-    program: OwnedFd,
-    ends: Ends,
-    peer: Flows,
-    /// The service's number at the peer.
-    service: u16,
+    source: Source,
+    copies: Copies,
 }
 
 impl Field {
     fn open(lab: &Lab) -> Result<Self, LabError> {
-        let opening = "opening the datapaths of the relays";
-        let program = lab.netns(ACTIVE).enter(|| {
-            let front = if_nametoindex("front").map_err(std::io::Error::from)?;
-            hooks::running_tc(front).map_err(other)
-        });
-        let program = program.and_then(|program| program).doing(opening)?;
-        let (peer, service) = table_of(&lab.netns(PEER).path()).doing(opening)?;
-        let ends = Ends {
-            clients: CLIENTS,
-            service: SocketAddrV4::new(VIP_FRONT, PORT),
-            server: server(lab),
-        };
-        Ok(Self { program, ends, peer, service })
+        Ok(Self { source: Source::on(lab, ACTIVE)?, copies: Copies::on(lab, PEER)? })
     }
 
     /// New flows at a rate, for a while.
@@ -228,7 +182,7 @@ impl Field {
         let before = Reading::of(lab)?;
         let idle = (before.wire - idle.0) as f64 / idle.1.elapsed().as_secs_f64();
         let stop = AtomicBool::new(false);
-        let netns = lab.netns(ACTIVE);
+        let netns = self.source.netns();
         let begun = Instant::now();
         let (made, took, behind, sampled, gauge) = thread::scope(|scope| {
             let sampler = scope.spawn(|| netns.enter(|| self.sample(&stop)).doing("sampling")?);
@@ -264,7 +218,7 @@ impl Field {
             gauge_worst_ms: percentile(&mut gauge, 1.0),
             behind_ms: behind.map(|behind| behind.as_secs_f64() * 1e3),
             snapshots: after.snapshots - before.snapshots,
-            lacking: all as i64 - self.count()? as i64,
+            lacking: all as i64 - self.copies.count()? as i64,
             wire_bytes: each((after.wire - before.wire) as f64 - idle * elapsed),
             active_us: each((after.active_cpu - before.active_cpu) * 1e6),
             peer_us: each((after.peer_cpu - before.peer_cpu) * 1e6),
@@ -273,7 +227,7 @@ impl Field {
 
     /// How many were made, and in what time.
     fn generate(&self, rate: u32, time: Duration) -> Result<(u64, Duration), LabError> {
-        let mut hands = Handshakes::new(&self.program, self.ends)?;
+        let mut hands = self.source.handshakes()?;
         let begun = Instant::now();
         let mut made = 0;
         loop {
@@ -295,7 +249,7 @@ impl Field {
 
     /// Makes a flow now and then, and takes the time until the peer has it.
     fn sample(&self, stop: &AtomicBool) -> Result<Sampled, LabError> {
-        let mut hands = Handshakes::new(&self.program, self.ends)?;
+        let mut hands = self.source.handshakes()?;
         let mut sampled = Sampled::default();
         while !stop.load(Ordering::Relaxed) {
             // Not in step with anything.
@@ -306,7 +260,7 @@ impl Field {
             let begun = Instant::now();
             hands.step(Step::Ack, flow, 1)?;
             sampled.count += 1;
-            if self.await_key(&self.ends.key(flow, self.service))? {
+            if self.comes(flow)? {
                 sampled.lags.push(begun.elapsed().as_secs_f64() * 1e3);
             }
         }
@@ -316,25 +270,18 @@ impl Field {
     /// Waits for a flow at the peer; `None`: it has not come.
     fn await_flow(&self, flow: u64) -> Result<Option<Duration>, LabError> {
         let begun = Instant::now();
-        let key = self.ends.key(flow, self.service);
-        Ok(self.await_key(&key)?.then(|| begun.elapsed()))
+        Ok(self.comes(flow)?.then(|| begun.elapsed()))
     }
 
-    fn await_key(&self, key: &types::flow_key) -> Result<bool, LabError> {
+    fn comes(&self, flow: u64) -> Result<bool, LabError> {
         let begun = Instant::now();
-        while self.peer.find(key).map_err(other).doing("looking into the peer's table")?.is_none() {
+        while !self.copies.has(flow)? {
             if begun.elapsed() > PATIENCE {
                 return Ok(false);
             }
             thread::sleep(Duration::from_micros(20));
         }
         Ok(true)
-    }
-
-    /// Flows of the service in the peer's table.
-    fn count(&self) -> Result<u64, LabError> {
-        let slices = self.peer.slices(4096).map_err(other).doing("reading the peer's table")?;
-        Ok(slices.filter(|(key, _)| key.service == self.service).count() as u64)
     }
 }
 
@@ -344,15 +291,6 @@ struct Sampled {
     count: u64,
     /// Of those that came, in milliseconds.
     lags: Vec<f64>,
-}
-
-/// The table of established flows in a namespace, and the number of the service there.
-fn table_of(namespace: &Path) -> std::io::Result<(Flows, u16)> {
-    let services: Table<types::service_key, u32> = pinned(namespace, "services").map_err(other)?;
-    let ours = |key: &types::service_key| key.port == PORT.to_be();
-    let mut slices = services.slices(64).map_err(other)?;
-    let (_, id) = slices.find(|(key, _)| ours(key)).ok_or_else(|| other("no such service"))?;
-    Ok((pinned(namespace, "flows").map_err(other)?, id as u16))
 }
 
 /// What the daemons and the wire say.
@@ -404,21 +342,14 @@ fn join(options: &HaOptions, say: &mut dyn FnMut(&str)) -> Result<Join, LabError
     let (active, peer) = (resident(&mut lab, ACTIVE)?, resident(&mut lab, PEER)?);
     let process = lab.process(PEER, "relay").expect("it was started");
     process.terminate(Duration::from_secs(10)).doing("ending a relay")?;
-    let filled = lab.netns(ACTIVE).enter(|| {
-        let mut hands = Handshakes::new(&field.program, field.ends)?;
-        (0..flows).step_by(BATCH as usize).try_for_each(|first| {
-            check_signals()?;
-            hands.make(first, u64::from(BATCH).min(flows - first) as u32)
-        })
-    });
-    filled.doing("making flows")??;
+    field.source.fill(flows, Duration::ZERO)?;
     thread::sleep(Duration::from_secs(1));
     let wire = wire_bytes(&lab)?;
     let begun = Instant::now();
     lab.start_relay(PEER)?;
     let (first, last) = await_joined(&lab, &field, begun)?;
     let wire = wire_bytes(&lab)? - wire;
-    let lacking = flows as i64 - field.count()? as i64;
+    let lacking = flows as i64 - field.copies.count()? as i64;
     let each = |after: u64, before: u64| (after as f64 - before as f64) / flows as f64;
     let join = Join {
         flows,
@@ -442,10 +373,8 @@ fn await_joined(lab: &Lab, field: &Field, begun: Instant) -> Result<(Instant, In
     let mut first = None;
     while begun.elapsed() < JOIN_PATIENCE {
         check_signals()?;
-        if first.is_none() {
-            let mut slices =
-                field.peer.slices(64).map_err(other).doing("reading the joiner's table")?;
-            first = slices.next().map(|_| Instant::now());
+        if first.is_none() && field.copies.any()? {
+            first = Some(Instant::now());
         }
         let status = state::ask(&socket(&lab.dir, PEER)).and_then(|status| status.replication);
         let from = status.and_then(|replication| replication.from);
