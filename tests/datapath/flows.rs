@@ -45,6 +45,19 @@ fn a_handshake_establishes_a_flow() {
     assert_eq!(kernel.flows().len(), 1);
 }
 
+/// What is sent there would be taken for the service's, and never reach the client.
+#[test]
+fn no_nat_port_is_taken_where_a_service_listens() {
+    let first = establish(&web(64, 64), CLIENT).from;
+    let mut kernel = web(64, 64);
+    kernel.service(2, forward_mode::MODE_NAT, (&first.to_string(), TCP), NAT, &BACKENDS);
+    let toward = establish(&kernel, CLIENT);
+    assert_eq!(toward.from.ip(), first.ip());
+    assert_ne!(toward.from.port(), first.port());
+    let data = Transport::Tcp { flags: ACK, sequence: 5001, acknowledgement: 1001 };
+    assert_eq!(kernel.sent(&toward.answer(data)).to.to_string(), CLIENT);
+}
+
 #[test]
 fn an_ack_that_confirms_nothing_establishes_nothing() {
     let kernel = web(64, 64);

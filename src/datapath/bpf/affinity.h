@@ -14,19 +14,9 @@
 #include "gate.h"
 #include "select.h"
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct flow_key);
-	__type(value, struct affinity);
-	__uint(max_entries, DEFAULT_AFFINITIES);
-} affinities SEC(".maps");
+MAP(affinities, LRU_HASH, struct flow_key, struct affinity, DEFAULT_AFFINITIES);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct flow_key);
-	__type(value, struct affinity);
-	__uint(max_entries, DEFAULT_HALF_OPEN);
-} half_affinities SEC(".maps");
+MAP(half_affinities, LRU_HASH, struct flow_key, struct affinity, DEFAULT_HALF_OPEN);
 
 /* The key of a client of a service. */
 static __always_inline struct flow_key client_of(const struct flow_key *key)

@@ -66,12 +66,7 @@ struct answering {
 	__u8 chunk[QUOTE_CHUNK];
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, struct answering);
-	__uint(max_entries, 1);
-} answering SEC(".maps");
+MAP(answering, PERCPU_ARRAY, __u32, struct answering, 1);
 
 static __always_inline struct answering *find_answering(void)
 {
@@ -150,6 +145,37 @@ static __noinline int begin_answer(void *data, void *end, struct packet *packet,
 		return drop(DROP_ANSWER_LIMITED);
 	drop(plan->reason);
 	return GO_ON;
+}
+
+/* Of a packet that is quoted: what is still to be summed up. */
+struct quote {
+	/* The hook's. */
+	void *context;
+	__u8 *chunk;
+	__u32 offset;
+	__u32 length;
+	__u32 sum;
+};
+
+/* The sum of the nth chunk; `load` is the hook's way to read a packet. Ends a `bpf_loop` by 1. */
+static __always_inline long sum_chunk(__u32 nth, struct quote *quote,
+				      long (*load)(void *, __u32, void *, __u32))
+{
+	__u32 done = nth * QUOTE_CHUNK;
+	__u32 length;
+
+	if (done >= quote->length)
+		return 1;
+	length = quote->length - done;
+	if (length > QUOTE_CHUNK)
+		length = QUOTE_CHUNK;
+	__builtin_memset(quote->chunk, 0, QUOTE_CHUNK);
+	/* What is known, but not to the verifier. */
+	barrier_var(length);
+	if (!length || load(quote->context, quote->offset + done, quote->chunk, length))
+		return 1;
+	quote->sum = bpf_csum_diff(NULL, 0, (__be32 *)quote->chunk, QUOTE_CHUNK, quote->sum);
+	return 0;
 }
 
 static __always_inline __u64 sum_of_address(__u16 family, const struct address *address)

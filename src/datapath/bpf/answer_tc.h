@@ -13,33 +13,14 @@
 
 #include "answer.h"
 
-struct tc_quote {
-	struct __sk_buff *skb;
-	__u8 *chunk;
-	__u32 offset;
-	__u32 length;
-	__u32 sum;
-};
-
-static long tc_sum_chunk(__u32 nth, void *context)
+static __always_inline long tc_load(void *skb, __u32 offset, void *to, __u32 length)
 {
-	struct tc_quote *quote = context;
-	__u32 done = nth * QUOTE_CHUNK;
-	__u32 length;
+	return bpf_skb_load_bytes(skb, offset, to, length);
+}
 
-	if (done >= quote->length)
-		return 1;
-	length = quote->length - done;
-	if (length > QUOTE_CHUNK)
-		length = QUOTE_CHUNK;
-	__builtin_memset(quote->chunk, 0, QUOTE_CHUNK);
-	/* What is known, but not to the verifier. */
-	barrier_var(length);
-	if (!length || bpf_skb_load_bytes(quote->skb, quote->offset + done, quote->chunk, length))
-		return 1;
-	quote->sum = bpf_csum_diff(NULL, 0, (__be32 *)quote->chunk, QUOTE_CHUNK,
-				  quote->sum);
-	return 0;
+static long tc_sum_chunk(__u32 nth, void *quote)
+{
+	return sum_chunk(nth, quote, tc_load);
 }
 
 /* Whether a transport checksum is left to the device: then the kernel's helper leaves ports and
@@ -89,8 +70,8 @@ static __always_inline int tc_icmp(struct __sk_buff *skb, const struct packet *p
 {
 	struct response *response = &answering->response;
 	__u32 l4 = packet->l4 & L4_MASK;
-	struct tc_quote quote = {
-		.skb = skb,
+	struct quote quote = {
+		.context = skb,
 		.chunk = answering->chunk,
 		.offset = packet->l3,
 		.length = response->quote,

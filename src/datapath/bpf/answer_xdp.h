@@ -8,33 +8,14 @@
 #include "answer.h"
 #include "ways.h"
 
-struct xdp_quote {
-	struct xdp_md *xdp;
-	__u8 *chunk;
-	__u32 offset;
-	__u32 length;
-	__u32 sum;
-};
-
-static long xdp_sum_chunk(__u32 nth, void *context)
+static __always_inline long xdp_load(void *xdp, __u32 offset, void *to, __u32 length)
 {
-	struct xdp_quote *quote = context;
-	__u32 done = nth * QUOTE_CHUNK;
-	__u32 length;
+	return bpf_xdp_load_bytes(xdp, offset, to, length);
+}
 
-	if (done >= quote->length)
-		return 1;
-	length = quote->length - done;
-	if (length > QUOTE_CHUNK)
-		length = QUOTE_CHUNK;
-	__builtin_memset(quote->chunk, 0, QUOTE_CHUNK);
-	/* What is known, but not to the verifier. */
-	barrier_var(length);
-	if (!length || bpf_xdp_load_bytes(quote->xdp, quote->offset + done, quote->chunk, length))
-		return 1;
-	quote->sum = bpf_csum_diff(NULL, 0, (__be32 *)quote->chunk, QUOTE_CHUNK,
-				  quote->sum);
-	return 0;
+static long xdp_sum_chunk(__u32 nth, void *quote)
+{
+	return sum_chunk(nth, quote, xdp_load);
 }
 
 static __always_inline long xdp_resize(struct xdp_md *xdp, __u32 length)
@@ -55,8 +36,8 @@ static __always_inline int xdp_icmp(struct xdp_md *xdp, const struct packet *pac
 				    const struct plan *plan, struct answering *answering)
 {
 	struct response *response = &answering->response;
-	struct xdp_quote quote = {
-		.xdp = xdp,
+	struct quote quote = {
+		.context = xdp,
 		.chunk = answering->chunk,
 		.offset = packet->l3,
 		.length = response->quote,

@@ -23,20 +23,10 @@ struct tunnel_key {
 	struct address vip;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, struct tunnel_key);
-	__type(value, __u32);
-	__uint(max_entries, BACKEND_SERVICES);
-} tunnels SEC(".maps");
+MAP(tunnels, HASH, struct tunnel_key, __u32, BACKEND_SERVICES);
 
 /* VIP, port, protocol of a tunnelled service -> the greatest MSS that it may offer. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, struct service_key);
-	__type(value, __u32);
-	__uint(max_entries, BACKEND_SERVICES);
-} clamps SEC(".maps");
+MAP(clamps, HASH, struct service_key, __u32, BACKEND_SERVICES);
 
 enum relayed_by {
 	/* Flows whose packets have the relay's mark. */
@@ -54,12 +44,7 @@ struct face {
 };
 
 /* Address, port, protocol of this server -> its VIP. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, struct server_key);
-	__type(value, struct face);
-	__uint(max_entries, BACKEND_SERVICES);
-} faces SEC(".maps");
+MAP(faces, HASH, struct server_key, struct face, BACKEND_SERVICES);
 
 struct relayed_key {
 	struct address client;
@@ -70,12 +55,7 @@ struct relayed_key {
 };
 
 /* Flows that came through a relay; the value means nothing. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct relayed_key);
-	__type(value, __u32);
-	__uint(max_entries, RELAYED_FLOWS);
-} relayed SEC(".maps");
+MAP(relayed, LRU_HASH, struct relayed_key, __u32, RELAYED_FLOWS);
 
 /* A datagram of ours that leaves in fragments, of which the first alone has ports. */
 struct sent_key {
@@ -85,12 +65,7 @@ struct sent_key {
 	__u32 protocol;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct sent_key);
-	__type(value, struct face);
-	__uint(max_entries, RELAYED_FRAGMENTS);
-} sent_fragments SEC(".maps");
+MAP(sent_fragments, LRU_HASH, struct sent_key, struct face, RELAYED_FRAGMENTS);
 
 /* What is counted. New ones go at the end. */
 enum backend_count {
@@ -109,12 +84,7 @@ enum backend_count {
 	BACKEND_COUNTS
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, __u64);
-	__uint(max_entries, BACKEND_COUNTS);
-} backend_counts SEC(".maps");
+MAP(backend_counts, PERCPU_ARRAY, __u32, __u64, BACKEND_COUNTS);
 
 static __always_inline void count(enum backend_count what)
 {

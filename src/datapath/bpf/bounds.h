@@ -5,6 +5,17 @@
  */
 #pragma once
 
+#include <bpf/bpf_helpers.h>
+
+/* A map of this kind (BPF_MAP_TYPE_…), from keys to values, with room for so many. */
+#define MAP(map, kind, from, to, room)              \
+	struct {                                    \
+		__uint(type, BPF_MAP_TYPE_##kind);  \
+		__type(key, from);                  \
+		__type(value, to);                  \
+		__uint(max_entries, room);          \
+	} map SEC(".maps")
+
 /* Services of a node, as in the configuration. */
 #define SERVICES 1024
 /* Backends of all services together; ids are 16 bits, 0 is none. */

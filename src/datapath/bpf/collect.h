@@ -11,6 +11,7 @@
  */
 #pragma once
 
+#include "end.h"
 #include "flow.h"
 #include "gate.h"
 
@@ -56,12 +57,7 @@ struct sweep {
 	struct swept swept[SWEEP];
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__type(key, __u32);
-	__type(value, struct sweep);
-	__uint(max_entries, 1);
-} sweep SEC(".maps");
+MAP(sweep, ARRAY, __u32, struct sweep, 1);
 
 struct sweep_context {
 	struct sweep *sweep;

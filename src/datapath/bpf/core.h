@@ -283,8 +283,8 @@ static __always_inline int decide_packet(struct work *work, int closed, int verd
 	return VERDICT_PASS;
 }
 
-/* The whole way of what `parse`, or `read_other`, gave `verdict` for. The plan is set where the verdict is
- * `VERDICT_FORWARD`, and what it has of answers where it is `VERDICT_ANSWER`. */
+/* The whole way of what `parse`, or `read_other`, gave `verdict` for. The plan is set where the
+ * verdict is `VERDICT_FORWARD`, and what it has of answers where it is `VERDICT_ANSWER`. */
 static __always_inline int decide(struct work *work, int closed, int verdict)
 {
 	verdict = decide_packet(work, closed, verdict);

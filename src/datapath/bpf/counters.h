@@ -56,26 +56,11 @@ struct traffic {
 	__u64 flows_established;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, __u64);
-	__uint(max_entries, DROP_REASONS);
-} drops SEC(".maps");
+MAP(drops, PERCPU_ARRAY, __u32, __u64, DROP_REASONS);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, struct traffic);
-	__uint(max_entries, SERVICES);
-} service_traffic SEC(".maps");
+MAP(service_traffic, PERCPU_ARRAY, __u32, struct traffic, SERVICES);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, struct traffic);
-	__uint(max_entries, BACKENDS);
-} backend_traffic SEC(".maps");
+MAP(backend_traffic, PERCPU_ARRAY, __u32, struct traffic, BACKENDS);
 
 __noinline int count_drop(__u32 reason)
 {

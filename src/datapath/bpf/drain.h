@@ -11,12 +11,7 @@
 #include "parse.h"
 
 /* Interfaces that have an older filter too. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, __u32);
-	__type(value, __u32);
-	__uint(max_entries, LEGS);
-} draining SEC(".maps");
+MAP(draining, HASH, __u32, __u32, LEGS);
 
 /* Drops a packet of no flow, unless the older filter may know it. */
 static __always_inline int drop_or_drain(const struct packet *packet, enum drop_reason reason)

@@ -4,7 +4,10 @@
  */
 #pragma once
 
+#include "end.h"
+#include "establish.h"
 #include "flow.h"
+#include "open.h"
 
 /* A packet of a flow that is not established. */
 __noinline int flow_slow(struct packet *packet, const struct flow_key *key,

@@ -49,20 +49,10 @@ struct fragment_record {
 };
 
 /* When it is full, the datagram goes that was not heard of for longest. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct fragment_key);
-	__type(value, struct fragment_record);
-	__uint(max_entries, FRAGMENTS);
-} fragments SEC(".maps");
+MAP(fragments, LRU_HASH, struct fragment_key, struct fragment_record, FRAGMENTS);
 
 /* Where a record is put together: the stack has no room for it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, struct fragment_record);
-	__uint(max_entries, 1);
-} new_fragment SEC(".maps");
+MAP(new_fragment, PERCPU_ARRAY, __u32, struct fragment_record, 1);
 
 /* To the daemon: `struct held_fragment`, then the frame. Without a reader there is no buffer. */
 struct {

@@ -13,6 +13,7 @@
  */
 #pragma once
 
+#include "end.h"
 #include "flow.h"
 #include "plan.h"
 

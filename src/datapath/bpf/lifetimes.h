@@ -35,12 +35,7 @@ enum flow_count {
 	FLOW_COUNTS
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, __u64);
-	__uint(max_entries, FLOW_COUNTS);
-} flow_counts SEC(".maps");
+MAP(flow_counts, PERCPU_ARRAY, __u32, __u64, FLOW_COUNTS);
 
 __noinline int count_flow(__u32 what)
 {

@@ -20,19 +20,9 @@
 #include "service.h"
 #include "types.h"
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__type(key, __u32);
-	__type(value, struct live);
-	__uint(max_entries, SERVICES);
-} service_live SEC(".maps");
+MAP(service_live, ARRAY, __u32, struct live, SERVICES);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__type(key, __u32);
-	__type(value, struct live);
-	__uint(max_entries, BACKENDS);
-} backend_live SEC(".maps");
+MAP(backend_live, ARRAY, __u32, struct live, BACKENDS);
 
 /* Flows of a source, of services that limit them; one that has none has no entry. There is at
  * least one flow for each, so the table is as big as `flows` and never full before that is. Made

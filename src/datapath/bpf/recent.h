@@ -28,12 +28,7 @@ struct recent_ends {
 
 enum recent_of { RECENT_SERVICES, RECENT_SERVERS };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, struct recent_ends);
-	__uint(max_entries, 2);
-} recent_ends SEC(".maps");
+MAP(recent_ends, PERCPU_ARRAY, __u32, struct recent_ends, 2);
 
 /* The place that an end has among those that were found a moment ago. */
 static __always_inline struct recent_end *recent_place(enum recent_of of,

@@ -11,36 +11,16 @@
 #include "types.h"
 
 /* VIP, port, protocol -> id. A service that has no room is refused by the configuration. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, struct service_key);
-	__type(value, __u32);
-	__uint(max_entries, SERVICES);
-} services SEC(".maps");
+MAP(services, HASH, struct service_key, __u32, SERVICES);
 
 /* By id. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__type(key, __u32);
-	__type(value, struct service);
-	__uint(max_entries, SERVICES);
-} service_table SEC(".maps");
+MAP(service_table, ARRAY, __u32, struct service, SERVICES);
 
 /* By id. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__type(key, __u32);
-	__type(value, struct backend);
-	__uint(max_entries, BACKENDS);
-} backend_table SEC(".maps");
+MAP(backend_table, ARRAY, __u32, struct backend, BACKENDS);
 
 /* Address, port, protocol of a server -> its number, to know a reply when it comes. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, struct server_key);
-	__type(value, __u32);
-	__uint(max_entries, BACKENDS);
-} servers SEC(".maps");
+MAP(servers, HASH, struct server_key, __u32, BACKENDS);
 
 /* What an address of ours is: bits of enum address_use. */
 enum address_use {
@@ -52,12 +32,7 @@ enum address_use {
 	ADDRESS_SERVER = 4,
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, struct address);
-	__type(value, __u32);
-	__uint(max_entries, ADDRESSES);
-} addresses SEC(".maps");
+MAP(addresses, HASH, struct address, __u32, ADDRESSES);
 
 /* What an address of ours is; 0: it is not ours. */
 __noinline __u32 address_use(const struct address *address)

@@ -29,12 +29,7 @@ struct leg {
 	__u32 mtu;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, __u32);
-	__type(value, struct leg);
-	__uint(max_entries, LEGS);
-} legs SEC(".maps");
+MAP(legs, HASH, __u32, struct leg, LEGS);
 
 /* Of a route: the interface as a whole, then bits of the destination. */
 struct way_key {
@@ -78,12 +73,7 @@ struct neighbour {
 	__u32 used;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, struct neighbour_key);
-	__type(value, struct neighbour);
-	__uint(max_entries, NEIGHBOURS);
-} neighbours SEC(".maps");
+MAP(neighbours, HASH, struct neighbour_key, struct neighbour, NEIGHBOURS);
 
 /* A way that was found a moment ago, see recent.h. */
 struct recent_way {
@@ -102,12 +92,7 @@ struct recent_ways {
 	struct recent_way ways[RECENT_WAYS];
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, struct recent_ways);
-	__uint(max_entries, 1);
-} recent_ways SEC(".maps");
+MAP(recent_ways, PERCPU_ARRAY, __u32, struct recent_ways, 1);
 
 /* What the tables say of the way to `found->to` out of an interface. */
 __noinline int look_for_way(struct recent_way *found, __u32 ifindex, int direct, __u32 now)

@@ -28,12 +28,7 @@ struct work {
 	struct flow flow;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, struct work);
-	__uint(max_entries, 1);
-} work SEC(".maps");
+MAP(work, PERCPU_ARRAY, __u32, struct work, 1);
 
 /* The record, empty but for the time. */
 static __always_inline struct work *begin_work(void)
