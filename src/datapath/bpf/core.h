@@ -118,12 +118,13 @@ static __always_inline int plan_to_client(const struct reply *reply, struct plan
 }
 
 /* From a server, perhaps to a client. */
-static __always_inline int plan_outbound(struct packet *packet, __u32 server,
-					 struct reply *reply, struct plan *plan)
+static __always_inline int plan_outbound(struct work *work, struct reply *reply)
 {
+	struct packet *packet = &work->packet;
+	struct plan *plan = &work->plan;
 	int verdict = GO_ON;
 
-	reply = find_reply(packet, server, reply, &verdict);
+	reply = find_reply(packet, &work->reply_key, reply, &verdict);
 	if (!reply)
 		return verdict;
 	if (reply->flags & FLOW_ENDED)
@@ -223,6 +224,13 @@ static __always_inline int read_other(void *data, void *end, __u32 size, struct 
 	return !closed && is_icmp(packet) ? parse_error(data, end, size, packet) : VERDICT_PASS;
 }
 
+/* The established flow that a packet from a server belongs to. */
+static __always_inline struct reply *find_established(struct work *work, __u32 server)
+{
+	work->reply_key = reply_key_to(&work->packet, server);
+	return bpf_map_lookup_elem(&replies, &work->reply_key);
+}
+
 static __always_inline int decide_packet(struct work *work, int closed, int verdict)
 {
 	struct packet *packet = &work->packet;
@@ -246,7 +254,7 @@ static __always_inline int decide_packet(struct work *work, int closed, int verd
 	if (!service_id) {
 		server = recent_server(packet);
 		if (server)
-			reply = find_established(packet, server);
+			reply = find_established(work, server);
 		if (!reply)
 			service_id = look_for_service(packet);
 	}
@@ -266,13 +274,13 @@ static __always_inline int decide_packet(struct work *work, int closed, int verd
 		server = look_for_server(packet);
 		if (!server)
 			return pass_or_drop(packet, closed);
-		reply = find_established(packet, server);
+		reply = find_established(work, server);
 	}
 	/* Asked first: a closed gate must not refresh the flow. */
 	if (closed)
-		return is_reply(packet, server) ? drop(DROP_GATE_CLOSED)
+		return is_reply(&work->reply_key) ? drop(DROP_GATE_CLOSED)
 						: pass_or_drop(packet, closed);
-	verdict = plan_outbound(packet, server, reply, plan);
+	verdict = plan_outbound(work, reply);
 	if (verdict != VERDICT_PASS)
 		return verdict == VERDICT_FORWARD && packet->ttl <= 1
 			       ? answer(plan, ANSWER_TIME_EXCEEDED, DROP_TTL)

@@ -117,35 +117,25 @@ static __always_inline struct reply_key reply_key_to(const struct packet *packet
 	return key;
 }
 
-/* The established flow that a packet from a server belongs to. */
-static __always_inline struct reply *find_established(const struct packet *packet, __u32 server)
-{
-	struct reply_key key = reply_key_to(packet, server);
-
-	return bpf_map_lookup_elem(&replies, &key);
-}
-
 /* Whether a packet from a server belongs to a flow, without a note of it. */
-static __always_inline int is_reply(const struct packet *packet, __u32 server)
+static __always_inline int is_reply(const struct reply_key *key)
 {
-	struct reply_key key = reply_key_to(packet, server);
-
-	return bpf_map_lookup_elem(&replies, &key) || bpf_map_lookup_elem(&half_replies, &key);
+	return bpf_map_lookup_elem(&replies, key) || bpf_map_lookup_elem(&half_replies, key);
 }
 
 /* A reply of a flow that is not established; NULL as below. Looked for again afterwards, by then
  * in one table or the other: there is no room on the stack for a copy. */
-static __always_inline struct reply *reply_slow(struct packet *packet, __u32 server, int *verdict)
+static __always_inline struct reply *reply_slow(struct packet *packet, const struct reply_key *key,
+						int *verdict)
 {
-	struct reply_key key = reply_key_to(packet, server);
 	struct half_reply *half;
 	struct reply *reply;
 
-	*verdict = reply_half_open(packet, &key);
+	*verdict = reply_half_open(packet, key);
 	if (*verdict != GO_ON)
 		return NULL;
-	half = bpf_map_lookup_elem(&half_replies, &key);
-	reply = half ? &half->reply : bpf_map_lookup_elem(&replies, &key);
+	half = bpf_map_lookup_elem(&half_replies, key);
+	reply = half ? &half->reply : bpf_map_lookup_elem(&replies, key);
 	if (!reply)
 		*verdict = drop(DROP_STALE);
 	return reply;
@@ -163,13 +153,14 @@ __noinline int note_turn(const struct packet *packet, struct reply *reply)
 	return 0;
 }
 
-/* The flow that a packet from a server belongs to, of which `reply` is what `find_established` has
- * said; NULL: as the verdict says, `VERDICT_PASS` where there is none. */
-static __always_inline struct reply *find_reply(struct packet *packet, __u32 server,
-						struct reply *reply, int *verdict)
+/* The flow that a packet from a server belongs to, of which `reply` is what `replies` has; NULL: as
+ * the verdict says, `VERDICT_PASS` where there is none. */
+static __always_inline struct reply *find_reply(struct packet *packet,
+						const struct reply_key *key, struct reply *reply,
+						int *verdict)
 {
 	if (!reply)
-		return reply_slow(packet, server, verdict);
+		return reply_slow(packet, key, verdict);
 	touch_reply(reply, packet);
 	if (packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
 		note_turn(packet, reply);

@@ -41,6 +41,13 @@ __noinline int tc_read_other(struct __sk_buff *skb, struct packet *packet, int c
 			  closed);
 }
 
+__noinline int tc_hold(struct __sk_buff *skb, struct packet *packet)
+{
+	if (!packet)
+		return VERDICT_DROP;
+	return hold_fragment(skb, skb->len, packet);
+}
+
 static __always_inline int tc_rewrite(struct __sk_buff *skb, struct packet *packet,
 				      struct plan *plan)
 {
@@ -118,7 +125,7 @@ int baton_tc(struct __sk_buff *skb)
 		verdict = tc_read_other(skb, packet, closed);
 	verdict = decide(work, closed, verdict);
 	if (verdict == VERDICT_HOLD)
-		verdict = hold_fragment(skb, skb->len, packet);
+		verdict = tc_hold(skb, packet);
 	switch (verdict) {
 	case VERDICT_FORWARD:
 		action = tc_forward(skb, packet, &work->plan);

@@ -26,6 +26,8 @@ struct work {
 	/* Of a client's packet: its flow, and a copy of what matters of it. Not cleared. */
 	struct flow_key key;
 	struct flow flow;
+	/* Of a server's: the key of its flow. Not cleared. */
+	struct reply_key reply_key;
 };
 
 MAP(work, PERCPU_ARRAY, __u32, struct work, 1);

@@ -76,6 +76,13 @@ __noinline int xdp_read_other(struct xdp_md *xdp, struct packet *packet, int clo
 			  bpf_xdp_get_buff_len(xdp), packet, closed);
 }
 
+__noinline int xdp_hold(struct xdp_md *xdp, struct packet *packet)
+{
+	if (!packet)
+		return VERDICT_DROP;
+	return hold_fragment(xdp, bpf_xdp_get_buff_len(xdp), packet);
+}
+
 static __always_inline int xdp_rewrite(struct xdp_md *xdp, struct packet *packet,
 				       struct plan *plan)
 {
@@ -155,7 +162,7 @@ int baton_xdp(struct xdp_md *xdp)
 		verdict = xdp_read_other(xdp, packet, closed);
 	verdict = decide(work, closed, verdict);
 	if (verdict == VERDICT_HOLD)
-		verdict = hold_fragment(xdp, bpf_xdp_get_buff_len(xdp), packet);
+		verdict = xdp_hold(xdp, packet);
 	switch (verdict) {
 	case VERDICT_FORWARD:
 		return xdp_forward(xdp, packet, &work->plan);
