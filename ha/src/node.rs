@@ -38,6 +38,12 @@ pub enum Input {
     ActiveGone(Duration),
     /// A Backup has said that it hears nothing of this node.
     Unheard,
+    /// What the Active has told of its lease in a quick heartbeat.
+    ActiveLease(Option<Duration>),
+    /// A Backup may miss quick heartbeats: advertise now.
+    Repeat,
+    /// This node's lease ended before it was renewed.
+    LeaseOver,
     /// Whether the gateway is lost to this node alone, and why that is thought.
     Gateway(Result<(), String>),
     /// The operator wants this node Active now.
@@ -224,6 +230,9 @@ impl Node {
             Input::Advert(advert) => self.route(now, router::Input::Advert(advert)),
             Input::ActiveGone(lease) => self.route(now, router::Input::ActiveGone(lease)),
             Input::Unheard => self.route(now, router::Input::Unheard),
+            Input::ActiveLease(lease) => self.route(now, router::Input::ActiveLease(lease)),
+            Input::Repeat => self.route(now, router::Input::Repeat),
+            Input::LeaseOver => self.route(now, router::Input::LeaseOver),
             Input::Gateway(reached) => {
                 self.gateway = reached;
                 self.reconsider(now);

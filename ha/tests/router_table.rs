@@ -265,7 +265,11 @@ fn next_input(input: &Input) -> Option<Input> {
         Input::Recovered => Some(Input::ActiveGone(GONE[0])),
         Input::ActiveGone(lease) if *lease == GONE[0] => Some(Input::ActiveGone(GONE[1])),
         Input::ActiveGone(_) => Some(Input::Unheard),
-        Input::Unheard => Some(Input::Give(WISHES[0])),
+        Input::Unheard => Some(Input::ActiveLease(Some(GONE[0]))),
+        Input::ActiveLease(Some(_)) => Some(Input::ActiveLease(None)),
+        Input::ActiveLease(None) => Some(Input::Repeat),
+        Input::Repeat => Some(Input::LeaseOver),
+        Input::LeaseOver => Some(Input::Give(WISHES[0])),
         Input::Give(wish) => Some(match next_wish(*wish) {
             Some(wish) => Input::Give(wish),
             None => Input::Take(WISHES[0]),
@@ -346,6 +350,9 @@ fn input_name(input: &Input) -> String {
         Input::Take(wish) => format!("take, {wish:?}"),
         Input::PreemptBy(way) => format!("preempt by {way:?}"),
         Input::Unheard => "unheard".into(),
+        Input::ActiveLease(lease) => format!("lease of the Active {lease:?}"),
+        Input::Repeat => "repeat".into(),
+        Input::LeaseOver => "lease over".into(),
         Input::Advert(advert) => {
             let address = match advert.source.cmp(&advert.local) {
                 std::cmp::Ordering::Less => "less",

@@ -46,6 +46,9 @@ pub enum LabCommand {
         /// How often the Active advertises, such as 100ms or 1s (a multiple of 10ms).
         #[arg(long, value_name = "D", default_value = "100ms", value_parser = interval)]
         advert_interval: Duration,
+        /// Between two heartbeats on the peer channel, 1ms to 1s; not in mode proxy, which has none.
+        #[arg(long, value_name = "D", default_value = "10ms", value_parser = heartbeat)]
+        heartbeat: Duration,
         /// What runs on the relays.
         #[arg(long, value_enum, default_value_t = Software::Baton)]
         software: Software,
@@ -153,7 +156,7 @@ impl LabCommand {
     /// What [`super::LabError`] says.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Up { name, relays, mode, advert_interval, software, binary } => {
+            Self::Up { name, relays, mode, advert_interval, heartbeat, software, binary } => {
                 up(&LabOptions {
                     name: name.name,
                     relays: relays.into(),
@@ -163,7 +166,7 @@ impl LabCommand {
                     mode,
                     servers: Servers::All,
                     advert_interval,
-                    heartbeat: super::HEARTBEAT,
+                    heartbeat,
                     many: None,
                     lifetime: Lifetime::Detached,
                 })?

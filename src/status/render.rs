@@ -324,6 +324,7 @@ pub(crate) fn why(reason: Reason) -> &'static str {
         Reason::AddressOwner => "it started as the address owner (priority 255)",
         Reason::ActiveDown => "no advert came within Active_Down_Interval",
         Reason::ActiveGone => "the Active's daemon ended, and its lease",
+        Reason::ActiveSilent => "the Active's lease ended, and nothing of it was heard since",
         Reason::ActiveYielded => "the Active yielded",
         Reason::Preempted => "the Active had a lower priority",
         Reason::Outranked => "another node outranks it",

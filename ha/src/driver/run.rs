@@ -19,7 +19,7 @@ use super::realtime;
 use super::{Command, PathView, PeerEnds, PeerEvent, PeerView, View, VipView};
 use crate::channel::hello::BootId;
 use crate::config::HaConfig;
-use crate::heart::Heart;
+use crate::heart::{self, Heart};
 use crate::io::netlink::{Event, Netlink, Ticket, Watch};
 use crate::io::timer::Timer;
 use crate::lease::{self, Lease};
@@ -43,6 +43,8 @@ const VIEW_HEARD: Duration = Duration::from_millis(100);
 const VIEW_SENT: Duration = Duration::from_secs(1);
 /// When a socket that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Heartbeats of a node that is to send quick ones and has no real-time priority.
+const SLOW_HEARTBEAT: Duration = Duration::from_millis(100);
 /// Beyond the Active_Down_Interval of the slowest Backup, how long a yield waits.
 const YIELD_MARGIN: Duration = Duration::from_millis(500);
 
@@ -58,6 +60,10 @@ pub(super) struct Driver {
     /// To whoever replicates.
     peer_events: Option<mpsc::Sender<PeerEvent>>,
     heartbeat_at: Option<Instant>,
+    /// Between two heartbeats.
+    heartbeat: Duration,
+    /// Whether the lease was last renewed for as long as quick heartbeats carry it.
+    leased_quickly: bool,
     /// The peer that says that it is Active, and when its lease ends unless it is renewed.
     active_lease: Option<(PeerPlace, Instant)>,
     /// The highest that was heard of, or used.
@@ -149,8 +155,21 @@ impl Driver {
         };
         let peers = config.channel.iter().flat_map(|channel| &channel.peers);
         let peers = peers.map(|peer| peer.name.clone());
+        let configured =
+            config.channel.as_ref().map_or(SLOW_HEARTBEAT, |channel| channel.heartbeat);
+        let heartbeat = match &realtime {
+            Err(_) if configured <= heart::QUICK => SLOW_HEARTBEAT,
+            Ok(()) | Err(_) => configured,
+        };
         let mut driver = Self {
-            heart: Heart::new(now, config.advert_interval.duration(), peers),
+            heart: Heart::new(
+                now,
+                config.advert_interval.duration(),
+                (heartbeat <= heart::QUICK).then_some(heartbeat),
+                peers,
+            ),
+            heartbeat,
+            leased_quickly: false,
             heartbeat_at: channels.as_ref().map(|_| now),
             channels,
             peer_events,
@@ -264,6 +283,7 @@ impl Driver {
             return Flow::End;
         }
         let now = Instant::now();
+        self.notice_end_of_lease().await;
         let slept = self.slept(now);
         if slept {
             self.awake(now).await;
@@ -304,6 +324,20 @@ impl Driver {
             self.publish();
         }
         flow
+    }
+
+    /// A quick lease that ended before this node could renew it: a Backup may have claimed.
+    async fn notice_end_of_lease(&mut self) {
+        let ended = self.lease.as_ref().is_some_and(|lease| lease.left().is_zero());
+        if self.leased_quickly && ended && self.holding.is_some() {
+            let now = Instant::now();
+            if let Some(suppressed) = self.note(Counter::Stalled, now) {
+                let late = self.wanted.map(|wanted| now.saturating_duration_since(wanted));
+                self.journal
+                    .say(move || warn!(?late, suppressed, "the lease ended before it was renewed"));
+            }
+            self.feed(Input::LeaseOver).await;
+        }
     }
 
     fn slept(&self, now: Instant) -> bool {
@@ -441,6 +475,8 @@ impl Driver {
     fn introduce(&mut self) {
         let config = self.config.clone();
         let realtime = self.realtime.clone();
+        let quick =
+            config.channel.as_ref().is_some_and(|channel| channel.heartbeat <= heart::QUICK);
         self.journal.say(move || {
             info!(
                 node = config.node, vrid = %config.vrid, priority = %config.priority,
@@ -449,6 +485,9 @@ impl Driver {
             );
             if let Err(why) = realtime {
                 warn!("no real-time priority: {why}");
+                if quick {
+                    warn!(heartbeat = ?SLOW_HEARTBEAT, "heartbeats are slower than configured");
+                }
             }
         });
     }

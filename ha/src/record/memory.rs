@@ -296,7 +296,8 @@ mod tests {
             interval_cs: 10,
         };
         let (standing, gateway) = (Standing::Active, Reach::Unknown);
-        let word = Word { standing, gateway, silence_us: 40 };
+        let word =
+            Word { standing, gateway, silence_us: 40, stamp_us: 0, echo_us: 0, quick: false };
         let beat = Heartbeat { epoch: 7, lease_us: 250_000, word, advert: Some(advert) };
         memory.heartbeat(start + 5 * MS, 1, beat);
         memory.heartbeat(start + 5 * MS, 9, beat);

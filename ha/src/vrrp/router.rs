@@ -45,6 +45,10 @@ pub const GIVEN_PATIENCE: Duration = Duration::from_millis(200);
 /// advert of a deaf one, two answers and two or three adverts of this node's own were lost.
 pub const UNHEARD_INTERVALS: u32 = 2;
 
+/// A Backup that relies on quick heartbeats and did not run for longer looks at its sockets once
+/// more before it claims.
+const LATE: Duration = Duration::from_millis(3);
+
 /// One virtual router on this node.
 #[derive(Debug)]
 pub struct VirtualRouter {
@@ -88,6 +92,16 @@ struct Backup {
     /// Whether the Active is one that this node is to preempt.
     outranks: bool,
     owner: Option<OwnerHeard>,
+    /// By quick heartbeats; `None` where there are none.
+    quick: Option<Quick>,
+}
+
+/// What the last quick heartbeat of the Active told.
+#[derive(Debug, Clone, Copy)]
+struct Quick {
+    heard_at: Instant,
+    /// When this node may claim.
+    over_at: Instant,
 }
 
 /// Whether a Backup may preempt.
@@ -202,7 +216,10 @@ impl VirtualRouter {
                 | Input::ActiveGone(_)
                 | Input::Give(_)
                 | Input::Take(_)
-                | Input::Unheard,
+                | Input::Unheard
+                | Input::ActiveLease(_)
+                | Input::Repeat
+                | Input::LeaseOver,
             ) => {}
 
             (Machine::Backup(backup), Input::Advert(advert)) => {
@@ -221,10 +238,21 @@ impl VirtualRouter {
             (Machine::Backup(backup), Input::ActiveGone(lease)) => {
                 self.machine = Machine::Backup(self.without_active(now, backup, lease));
             }
+            (Machine::Backup(backup), Input::ActiveLease(lease)) => {
+                let skew = self.gone_skew();
+                let quick = lease.map(|lease| Quick { heard_at: now, over_at: now + lease + skew });
+                self.machine = Machine::Backup(Backup { quick, ..backup });
+            }
             (Machine::Backup(backup), Input::Take(wish)) => self.take(now, backup, wish),
             (
                 Machine::Backup(_),
-                Input::Startup | Input::Yield | Input::Recovered | Input::Give(_) | Input::Unheard,
+                Input::Startup
+                | Input::Yield
+                | Input::Recovered
+                | Input::Give(_)
+                | Input::Unheard
+                | Input::Repeat
+                | Input::LeaseOver,
             ) => {}
 
             (Machine::Active(active), Input::Advert(advert)) => {
@@ -241,6 +269,8 @@ impl VirtualRouter {
                 self.become_backup(now, self.config.advert_interval, Reason::Yield);
             }
             (Machine::Active(_), Input::Unheard) => self.give_way_unheard(now),
+            (Machine::Active(active), Input::Repeat) => self.repeat(now, active),
+            (Machine::Active(_), Input::LeaseOver) => self.stall(now),
             (Machine::Active(_), Input::Fault) => {
                 self.release_and_yield();
                 self.enter(Machine::Initialize(Halt::Faulty), Reason::Fault);
@@ -252,7 +282,11 @@ impl VirtualRouter {
             (Machine::Active(_), Input::Give(wish)) => self.give(now, wish),
             (
                 Machine::Active(_),
-                Input::Startup | Input::Recovered | Input::ActiveGone(_) | Input::Take(_),
+                Input::Startup
+                | Input::Recovered
+                | Input::ActiveGone(_)
+                | Input::Take(_)
+                | Input::ActiveLease(_),
             ) => {}
         }
     }
@@ -264,6 +298,9 @@ impl VirtualRouter {
             Machine::Initialize(_) => {}
             Machine::Backup(backup) if now >= backup.active_down_at => {
                 self.become_active(now, Standing::Elected, backup.claim_reason);
+            }
+            Machine::Backup(Backup { quick: Some(quick), .. }) if now >= quick.over_at => {
+                self.become_active(now, Standing::Elected, Reason::ActiveSilent);
             }
             Machine::Active(active) if now >= active.adver_at => {
                 self.machine = Machine::Active(self.send_advert(now, active));
@@ -280,9 +317,11 @@ impl VirtualRouter {
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.machine {
             Machine::Initialize(_) => None,
-            Machine::Backup(backup) => Some(
-                backup.active_down_at.min(backup.ran_at + backup.active_adver_interval.duration()),
-            ),
+            Machine::Backup(backup) => {
+                let tick = backup.ran_at + backup.active_adver_interval.duration();
+                let quick = backup.quick.map(|quick| quick.over_at);
+                [Some(backup.active_down_at), Some(tick), quick].into_iter().flatten().min()
+            }
             Machine::Active(active) => Some(active.adver_at),
         }
     }
@@ -378,6 +417,12 @@ impl VirtualRouter {
     /// RFC 9568 §6.4.2, "If an ADVERTISEMENT is received".
     fn advert_in_backup(&mut self, now: Instant, backup: Backup, advert: Advert) {
         let priority = self.config.priority;
+        // Heartbeats are overdue, and yet the Active lives: it is the channel that is silent.
+        let quick = backup.quick.filter(|quick| {
+            let patience = quick.over_at.saturating_duration_since(quick.heard_at);
+            now.saturating_duration_since(quick.heard_at) < patience / 2
+        });
+        let backup = Backup { quick, ..backup };
         let outranks = advert.priority != Priority::YIELD
             && advert.priority < priority
             && self.may_preempt(backup.stance);
@@ -407,8 +452,7 @@ impl VirtualRouter {
     /// The Active is gone for good: there is nothing to wait for but the end of its lease, and for
     /// Backups of higher priority. Never longer than without that word.
     fn without_active(&self, now: Instant, backup: Backup, lease: Duration) -> Backup {
-        let skew = GONE_SKEW * (256 - u32::from(self.config.priority.value())) / 256;
-        let gone_at = now + lease + skew;
+        let gone_at = now + lease + self.gone_skew();
         if gone_at >= backup.active_down_at {
             return backup;
         }
@@ -418,6 +462,10 @@ impl VirtualRouter {
             stance: Stance::Configured,
             ..backup
         }
+    }
+
+    fn gone_skew(&self) -> Duration {
+        GONE_SKEW * (256 - u32::from(self.config.priority.value())) / 256
     }
 
     /// RFC 9568 §6.4.3, "If an ADVERTISEMENT is received".
@@ -545,6 +593,7 @@ impl VirtualRouter {
             },
             outranks: false,
             owner: None,
+            quick: None,
         };
         self.enter(Machine::Backup(backup), reason);
     }
@@ -574,8 +623,14 @@ impl VirtualRouter {
             Machine::Initialize(_) => {}
             Machine::Backup(backup) => {
                 let interval = backup.active_adver_interval;
-                let slept = now.saturating_duration_since(backup.ran_at) > 2 * interval.duration();
+                let gap = now.saturating_duration_since(backup.ran_at);
+                let slept = gap > 2 * interval.duration();
                 backup.ran_at = now;
+                if let Some(quick) = &mut backup.quick
+                    && gap > LATE
+                {
+                    quick.over_at = quick.over_at.max(now + LATE / 3);
+                }
                 if slept {
                     let anew = now + active_down_interval(self.config.priority, interval);
                     // A hold may reach further.
@@ -586,10 +641,25 @@ impl VirtualRouter {
             Machine::Active(active) => {
                 let interval = self.config.advert_interval;
                 if now.saturating_duration_since(active.sent_at) >= 3 * interval.duration() {
-                    self.outputs.push_back(Output::Release);
-                    self.become_backup(now, interval, Reason::Stalled);
+                    self.stall(now);
                 }
             }
+        }
+    }
+
+    /// Somebody else may own the VIPs by now.
+    fn stall(&mut self, now: Instant) {
+        self.outputs.push_back(Output::Release);
+        self.become_backup(now, self.config.advert_interval, Reason::Stalled);
+    }
+
+    /// An advert out of turn; a claim's next one comes soon anyway.
+    fn repeat(&mut self, now: Instant, active: Active) {
+        if !matches!(active.standing, Standing::Claiming { .. })
+            && now >= active.sent_at + ANSWER_SPACING
+        {
+            let sent = self.send_advert(now, active);
+            self.machine = Machine::Active(Active { adver_at: active.adver_at, ..sent });
         }
     }
 

@@ -19,17 +19,18 @@ use situation::{Combination, Situation};
 use table::Row;
 
 /// Before a fault, long enough for an Active that is settled.
-const BEFORE: Duration = Duration::from_secs(3);
+const BEFORE: Duration = Duration::from_secs(2);
 /// After a fault, until everything is decided.
-const SETTLING: Duration = Duration::from_secs(8);
+const SETTLING: Duration = Duration::from_secs(5);
 /// And then nothing changes.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Node `a` is Active before the fault: by its priority, or because it was first.
-const SETUPS: [Setup; 3] = [
-    Setup { interval_cs: 10, priorities: [200, 100], preempt: true },
-    Setup { interval_cs: 10, priorities: [100, 200], preempt: false },
-    Setup { interval_cs: 1, priorities: [200, 100], preempt: true },
+const SETUPS: [Setup; 4] = [
+    Setup { interval_cs: 10, priorities: [200, 100], preempt: true, heartbeat_ms: 100 },
+    Setup { interval_cs: 10, priorities: [100, 200], preempt: false, heartbeat_ms: 100 },
+    Setup { interval_cs: 1, priorities: [200, 100], preempt: true, heartbeat_ms: 100 },
+    Setup { interval_cs: 10, priorities: [100, 200], preempt: false, heartbeat_ms: 2 },
 ];
 
 fn rows() -> Vec<Row> {
@@ -117,8 +118,11 @@ fn try_out(setup: Setup, combination: &Combination, row: &Row) -> Result<(), Str
 /// For how long both may have the VIPs; `None` where neither can know of the other.
 fn bound(setup: Setup, situation: &Situation) -> Option<Duration> {
     let interval = setup.interval();
-    if situation.b_hears() || situation.beats_to_a() {
+    if situation.b_hears() {
         Some(Duration::ZERO)
+    } else if situation.beats_to_a() {
+        // Told before the claim; where b claims by quick heartbeats, with it.
+        Some(if setup.is_quick() { pair::DELAY } else { Duration::ZERO })
     } else if situation.adverts_to_a() {
         // Two intervals of answers, and the next advert of the deaf one; it comes in an instant.
         Some(3 * interval + pair::DELAY)

@@ -17,8 +17,6 @@ use crate::situation::{Combination, Fate};
 
 /// How long everything takes on its way.
 pub(crate) const DELAY: Duration = Duration::from_micros(300);
-/// Between two heartbeats.
-const HEARTBEAT: Duration = Duration::from_millis(100);
 /// A connection that is silent in one direction is given up in both.
 pub(crate) const CHANNEL_SILENCE: Duration = Duration::from_secs(3);
 /// Node b starts later, so that a is Active.
@@ -31,11 +29,21 @@ pub(crate) struct Setup {
     pub(crate) interval_cs: u16,
     pub(crate) priorities: [u8; 2],
     pub(crate) preempt: bool,
+    /// Between two heartbeats.
+    pub(crate) heartbeat_ms: u64,
 }
 
 impl Setup {
     fn adver_interval(self) -> AdverInterval {
         AdverInterval::from_centiseconds(self.interval_cs).expect("an interval of the tests")
+    }
+
+    fn heartbeat(self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms)
+    }
+
+    pub(crate) fn is_quick(self) -> bool {
+        self.heartbeat() <= heart::QUICK
     }
 
     pub(crate) fn interval(self) -> Duration {
@@ -53,6 +61,7 @@ enum Parcel {
     Beat {
         word: Word,
         advert: Option<Priority>,
+        lease: Duration,
     },
     Answer,
     /// The channel was closed by the other side.
@@ -89,6 +98,7 @@ impl Pair {
             heart: Heart::new(
                 start,
                 setup.interval(),
+                setup.is_quick().then(|| setup.heartbeat()),
                 [["b"], ["a"]][at].map(str::to_owned).into_iter(),
             ),
             watch: Watch::new(start, vec![GATEWAY]),
@@ -231,11 +241,12 @@ impl Pair {
                 self.stations[to].heart.hear_advert(now, 0, priority == Priority::YIELD);
                 self.hear(to, path, priority);
             }
-            Parcel::Beat { word, advert } => {
+            Parcel::Beat { word, advert, lease } => {
                 self.stations[to].heart.hear(now, 0, word);
                 if let Some(priority) = advert {
                     self.hear(to, 0, priority);
                 }
+                self.stations[to].heart.hear_lease(0, lease);
             }
             Parcel::Answer => self.stations[to].watch.answer(GATEWAY),
             Parcel::Closed => {
@@ -321,14 +332,16 @@ impl Pair {
 
     fn beat_with(&mut self, at: usize, advert: Option<Priority>) {
         let station = &mut self.stations[at];
-        station.beat_at = self.now + HEARTBEAT;
+        station.beat_at = self.now + self.setup.heartbeat();
+        let slow = baton_ha::lease::length(self.setup.interval());
+        let lease = station.heart.lease(self.now).unwrap_or(slow);
         let word = station.heart.word(self.now, 0);
         let arrives = self.lost.is_none_or(|(lost, since)| {
             let given_up = self.now >= since + CHANNEL_SILENCE && lost.beats.contains(&false);
             lost.beats[1 - at] && !given_up
         });
         if arrives && self.stations[1 - at].runs {
-            let parcel = Parcel::Beat { word, advert };
+            let parcel = Parcel::Beat { word, advert, lease };
             self.under_way.push_back((self.now + DELAY, 1 - at, parcel));
         }
     }

@@ -49,7 +49,10 @@ impl Driver {
             }
             // Before the advert, from which a Backup counts.
             if let (Some(lease), Some(epoch)) = (&self.lease, self.holding) {
-                lease.renew(lease::length(self.config.advert_interval.duration()), epoch);
+                let slow = lease::length(self.config.advert_interval.duration());
+                let quick = self.heart.lease(Instant::now());
+                self.leased_quickly = quick.is_some();
+                lease.renew(quick.map_or(slow, |quick| quick.min(slow)), epoch);
             }
         }
         let (sent, failed) = self.ports.send_advert(priority);

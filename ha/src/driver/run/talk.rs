@@ -40,10 +40,12 @@ impl Driver {
         while let Some(output) = self.heart.poll_output() {
             match output {
                 heart::Output::Tell(input) => {
-                    let told = format!("{input:?}");
-                    let what = Words::of(format_args!("by what the peers say: {told}"));
-                    self.record(Instant::now(), What::Did(what));
-                    self.journal.say(move || info!(told, "by what the peers say"));
+                    if let Input::Unheard | Input::Gateway(_) = &input {
+                        let told = format!("{input:?}");
+                        let what = Words::of(format_args!("by what the peers say: {told}"));
+                        self.record(Instant::now(), What::Did(what));
+                        self.journal.say(move || info!(told, "by what the peers say"));
+                    }
                     self.feed(input).await;
                 }
                 heart::Output::Beat => self.beat(Instant::now(), self.advert_now()),
@@ -66,8 +68,14 @@ impl Driver {
     /// A heartbeat to every peer.
     pub(super) fn beat(&mut self, now: Instant, priority: Option<Priority>) {
         let Some(channels) = &mut self.channels else { return };
-        let Some(config) = &self.config.channel else { return };
-        self.heartbeat_at = Some(now + config.heartbeat);
+        if priority.is_some_and(|priority| priority != Priority::YIELD)
+            && let Some(length) = self.heart.lease(now)
+            && let (Some(lease), Some(epoch)) = (&self.lease, self.holding)
+        {
+            lease.renew(length, epoch);
+            self.leased_quickly = true;
+        }
+        self.heartbeat_at = Some(now + self.heartbeat);
         let source = self.ports.paths.iter().find_map(|port| port.primary.as_ref().ok());
         let advert = source.zip(priority).map(|(source, priority)| HeartbeatAdvert {
             source: *source,
@@ -193,8 +201,9 @@ impl Driver {
             }
             Some(_) | None => drop(self.active_lease.take_if(|(active, _)| *active == place)),
         }
+        let lease = Duration::from_micros(heartbeat.lease_us.into());
         let Some(HeartbeatAdvert { source, priority, interval_cs }) = heartbeat.advert else {
-            return;
+            return self.heart.hear_lease(place, lease);
         };
         let (Some(local), Some(interval)) =
             (self.local_for(source), AdverInterval::from_centiseconds(interval_cs))
@@ -211,6 +220,9 @@ impl Driver {
         self.publish_by(now + VIEW_HEARD);
         self.feed(Input::Advert(advert)).await;
         self.another_is_active(&advert);
+        self.heart.hear_lease(place, lease);
+        // One that came in the same read renews this one's.
+        self.heed().await;
     }
 
     /// This node's own primary address of the same family, by which ties are broken.

@@ -49,6 +49,14 @@ pub enum Input {
     /// A Backup has said that it hears nothing of this node, and so is about to claim: only this
     /// node can give way. Nothing happens unless it is Active.
     Unheard,
+    /// The Active has told of its lease, which it renews with every one of its quick heartbeats: so
+    /// long from now at most it answers for the VIPs, unless something else of it is heard. `None`:
+    /// from now on there are no quick heartbeats.
+    ActiveLease(Option<Duration>),
+    /// A Backup that relies on quick heartbeats may not hear them: advertise now.
+    Repeat,
+    /// This node's lease has ended before it could renew it. Nothing happens unless it is Active.
+    LeaseOver,
     /// This node gives the VIPs to another one, which has agreed to take them and is told when they
     /// are free. Nothing happens unless it is Active.
     Give(Wish),
@@ -143,6 +151,8 @@ pub enum Reason {
     ActiveDown,
     /// The Active's daemon has ended, and its lease as well.
     ActiveGone,
+    /// The Active's lease has ended, by its last heartbeat, and nothing of it was heard since.
+    ActiveSilent,
     /// The Active yielded (priority 0).
     ActiveYielded,
     /// The Active had a lower priority and Preempt_Mode is on.
