@@ -234,7 +234,7 @@ fn a_drained_backend_keeps_its_flows_and_gets_no_new_ones() {
             Fate::Sent(sent) => assert_ne!(sent.to, toward.to),
             // The schedule still has it: a few slots are tried, and the next change of the
             // schedule, which is already on its way, ends this.
-            Fate::Dropped(reason) => assert_eq!(reason, drop_reason::DROP_NO_BACKEND),
+            Fate::Answered(reason, _) => assert_eq!(reason, drop_reason::DROP_NO_BACKEND),
             other => panic!("{other:?}"),
         }
     }
@@ -244,11 +244,11 @@ fn a_drained_backend_keeps_its_flows_and_gets_no_new_ones() {
 }
 
 #[test]
-fn a_service_without_backends_drops() {
+fn a_service_without_backends_refuses() {
     let mut kernel = Kernel::new();
     kernel.service(1, forward_mode::MODE_NAT, (VIP, TCP), NAT, &[]);
     let syn = Packet::tcp(CLIENT, VIP, SYN, 1, 0);
-    assert_eq!(kernel.fate(&syn), dropped(drop_reason::DROP_NO_BACKEND));
+    assert_eq!(kernel.refused(&syn), drop_reason::DROP_NO_BACKEND);
 }
 
 #[test]

@@ -269,6 +269,14 @@ impl Kernel {
         }
     }
 
+    /// Why a packet was refused, of which its sender is told.
+    pub(crate) fn refused(&self, packet: &Packet) -> types::drop_reason {
+        match self.fate(packet) {
+            Fate::Answered(reason, _) => reason,
+            other => panic!("{packet:?}: {other:?}"),
+        }
+    }
+
     pub(crate) fn flows(&self) -> Vec<(types::flow_key, types::flow)> {
         self.maps.flows.slices(256).unwrap().collect()
     }

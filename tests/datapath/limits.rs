@@ -42,13 +42,13 @@ fn a_service_has_so_many_flows_and_no_more() {
     for n in 0..3 {
         kernel.open(&client(n));
     }
-    let full = Fate::Dropped(drop_reason::DROP_SERVICE_FULL);
-    assert_eq!(kernel.fate(&syn(&client(3))), full);
+    let full = drop_reason::DROP_SERVICE_FULL;
+    assert_eq!(kernel.refused(&syn(&client(3))), full);
     // Those that are there go on, and one that ends makes room for one.
     kernel.sent(&Packet::tcp(&client(1), VIP, ACK, 1001, 5001));
     reset(&kernel, &client(0));
     kernel.open(&client(3));
-    assert_eq!(kernel.fate(&syn(&client(4))), full);
+    assert_eq!(kernel.refused(&syn(&client(4))), full);
 }
 
 #[test]
@@ -81,8 +81,7 @@ fn a_backend_has_so_many_and_the_rest_go_to_others() {
         let flows = kernel.flows().iter().filter(|(_, flow)| flow.backend == id).count();
         assert_eq!(flows, 4);
     }
-    let refused = kernel.fate(&syn(&client(12)));
-    assert_eq!(refused, Fate::Dropped(drop_reason::DROP_BACKEND_FULL));
+    assert_eq!(kernel.refused(&syn(&client(12))), drop_reason::DROP_BACKEND_FULL);
 }
 
 #[test]
@@ -107,14 +106,14 @@ fn a_source_has_so_many_whatever_its_ports() {
     let late = shake(&kernel, &of(1, 4002));
     kernel.open(&of(1, 4000));
     kernel.open(&of(1, 4001));
-    let full = Fate::Dropped(drop_reason::DROP_SOURCE_FULL);
-    assert_eq!(kernel.fate(&syn(&of(1, 4003))), full);
-    assert_eq!(kernel.fate(&late), full);
+    let full = drop_reason::DROP_SOURCE_FULL;
+    assert_eq!(kernel.refused(&syn(&of(1, 4003))), full);
+    assert_eq!(kernel.fate(&late), Fate::Dropped(full));
     // Others are not held to it.
     kernel.open(&of(2, 4000));
     reset(&kernel, &of(1, 4000));
     kernel.sent(&late);
-    assert_eq!(kernel.fate(&syn(&of(1, 4004))), full);
+    assert_eq!(kernel.refused(&syn(&of(1, 4004))), full);
     // When all have ended, nothing is left of it.
     for (host, port) in [(1, 4001), (1, 4002), (2, 4000)] {
         reset(&kernel, &of(host, port));
@@ -134,7 +133,7 @@ fn an_ipv6_source_is_its_64() {
         kernel.sent(&packet(client));
         kernel.sent(&packet(client));
     }
-    let full = Fate::Dropped(drop_reason::DROP_SOURCE_FULL);
-    assert_eq!(kernel.fate(&packet("fd79::3")), full);
+    let full = drop_reason::DROP_SOURCE_FULL;
+    assert_eq!(kernel.refused(&packet("fd79::3")), full);
     kernel.sent(&packet("fd79:0:0:1::1"));
 }

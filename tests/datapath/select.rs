@@ -7,7 +7,7 @@
 use baton::datapath::skeleton::types::{self, backend_state, drop_reason, forward_mode, select_by};
 use baton::{maglev, scheduler, turns};
 
-use crate::kernel::{Fate, Kernel, UDP};
+use crate::kernel::{Kernel, UDP};
 use crate::packet::Packet;
 
 const VIP: &str = "10.77.0.100:80";
@@ -196,11 +196,11 @@ fn one_with_room_is_always_found() {
         assert!((0..50).all(|client| kernel.choice(client) == 2), "{select}");
         kernel.edit_backend(2, |backend| backend.max_flows = 1);
         kernel.maps.backend_live.set(&2, &full).unwrap();
-        let refused = || kernel.fate(&Packet::udp("10.81.0.1:4000", VIP));
-        assert_eq!(refused(), Fate::Dropped(drop_reason::DROP_BACKEND_FULL), "{select}");
+        let refused = || kernel.refused(&Packet::udp("10.81.0.1:4000", VIP));
+        assert_eq!(refused(), drop_reason::DROP_BACKEND_FULL, "{select}");
         kernel.set_state(1, backend_state::BACKEND_DRAINED);
         kernel.set_state(2, backend_state::BACKEND_DOWN);
-        assert_eq!(refused(), Fate::Dropped(drop_reason::DROP_NO_BACKEND), "{select}");
+        assert_eq!(refused(), drop_reason::DROP_NO_BACKEND, "{select}");
     }
 }
 

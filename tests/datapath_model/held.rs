@@ -244,7 +244,7 @@ impl<'a> Run<'a> {
         writeln!(self.told, "    counted {counted:?}").unwrap();
         let wrong = |what: &str| Err(format!("{what}; expected {}\n", say(&expected)));
         match &expected {
-            Verdict::TimeExceeded | Verdict::Refused => {
+            Verdict::TimeExceeded | Verdict::Refused(_) => {
                 match told(&expected, &bytes, self.hook, &fate, &out, &counted) {
                     Some(what) => wrong(what),
                     None => Ok(()),
@@ -618,8 +618,10 @@ fn told(
     out: &[u8],
     counted: &[drop_reason],
 ) -> Option<&'static str> {
-    let refused = *verdict == Verdict::Refused;
-    let reason = if refused { drop_reason::DROP_BACKEND_DOWN } else { drop_reason::DROP_TTL };
+    let (refused, reason) = match verdict {
+        Verdict::Refused(reason) => (true, *reason),
+        _ => (false, drop_reason::DROP_TTL),
+    };
     if *fate == Fate::Dropped {
         let reasons = [reason, drop_reason::DROP_ANSWER_LIMITED];
         return (counted.len() != 1 || !reasons.contains(&counted[0])).then_some("another reason");

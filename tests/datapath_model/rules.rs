@@ -21,9 +21,9 @@ pub(crate) enum Verdict {
     Drop(drop_reason),
     /// Dropped as its TTL ends, and its sender is told (but not too often).
     TimeExceeded,
-    /// Dropped, since its flow is over, and its sender is told: by a RST, of UDP that nobody
-    /// listens.
-    Refused,
+    /// Dropped, since its flow is over or can't begin, and its sender is told: by a RST, of UDP
+    /// that nobody listens.
+    Refused(drop_reason),
     /// Sent on as these bytes (but for the Ethernet addresses), by way of that host, out of
     /// that side.
     Forward {
@@ -283,12 +283,12 @@ impl Model {
             }
             return match view.flags & RST != 0 {
                 true => dropped(drop_reason::DROP_BACKEND_DOWN),
-                false => Err(Verdict::Refused),
+                false => Err(Verdict::Refused(drop_reason::DROP_BACKEND_DOWN)),
             };
         }
         self.flows.remove(key);
         match view.protocol {
-            UDP => Err(Verdict::Refused),
+            UDP => Err(Verdict::Refused(drop_reason::DROP_BACKEND_DOWN)),
             _ => self.begin(key, view, service, side, now),
         }
     }
@@ -377,7 +377,7 @@ impl Model {
             return dropped(drop_reason::DROP_NO_FLOW);
         }
         let Some(id) = self.chosen(service, view) else {
-            return dropped(drop_reason::DROP_NO_BACKEND);
+            return Err(Verdict::Refused(drop_reason::DROP_NO_BACKEND));
         };
         let backend = self.lab.backend(id).clone();
         let (port, reply) = match service.mode {
@@ -510,7 +510,7 @@ impl Model {
         if flow.backend_flags & flows::ENDED != 0 {
             return match view.flags & RST != 0 {
                 true => dropped(drop_reason::DROP_BACKEND_DOWN),
-                false => Err(Verdict::Refused),
+                false => Err(Verdict::Refused(drop_reason::DROP_BACKEND_DOWN)),
             };
         }
         if view.protocol == UDP && !flow.established {

@@ -75,7 +75,9 @@ fn a_client_keeps_to_its_backend_until_that_leaves() {
 fn limits_hold_until_somebody_leaves() {
     let net = net("max_connections = 3");
     let mut sessions: Vec<_> = (0..3).map(|_| open(&net)).collect();
-    assert!(!served(&net), "a fourth");
+    // It is told at once, and need not wait for its own timeout.
+    let fourth = connect(&net.node("client"), VIP, PATIENCE).unwrap_err();
+    assert_eq!(fourth.kind(), std::io::ErrorKind::ConnectionRefused, "{fourth}");
     end(sessions.pop().unwrap());
     net.until("there is room again", || served(&net));
 

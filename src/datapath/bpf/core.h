@@ -63,6 +63,12 @@ static __always_inline int plan_to_backend(struct packet *packet, const struct s
 	return VERDICT_FORWARD;
 }
 
+/* The verdict on a flow that could not be begun. */
+static __always_inline int tell_refused(struct plan *plan, int verdict)
+{
+	return verdict <= REFUSED(0) ? answer(plan, ANSWER_RESET, REFUSED(0) - verdict) : verdict;
+}
+
 /* From a client to a service. */
 static __always_inline int plan_inbound(struct work *work, struct service *service, __u32 id)
 {
@@ -76,7 +82,7 @@ static __always_inline int plan_inbound(struct work *work, struct service *servi
 	work->key = flow_key_of(packet, id);
 	verdict = find_flow(packet, &work->key, service, flow);
 	if (verdict != GO_ON)
-		return verdict;
+		return tell_refused(plan, verdict);
 	backend_id = flow->backend;
 	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	if (!backend)
@@ -86,7 +92,7 @@ static __always_inline int plan_inbound(struct work *work, struct service *servi
 		if (verdict == BEGIN_ANEW)
 			verdict = open_flow(packet, &work->key, service, flow);
 		if (verdict != GO_ON)
-			return verdict;
+			return tell_refused(plan, verdict);
 		backend_id = flow->backend;
 		backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 		if (!backend)

@@ -117,15 +117,18 @@ static __always_inline void leave_source(const struct flow_key *key)
 		bpf_map_delete_elem(&sources, &source);
 }
 
+/* Instead of a verdict: a new flow can't be served now, and its client is to be told. */
+#define REFUSED(reason) (-16 - (int)(reason))
+
 /* Whether a new flow of this client may begin, as far as the service and the source go. */
 static __always_inline int check_limits(const struct flow_key *key, const struct service *service)
 {
 	__u32 id = key->service;
 
 	if (!has_room(bpf_map_lookup_elem(&service_live, &id), service->max_flows))
-		return drop(DROP_SERVICE_FULL);
+		return REFUSED(DROP_SERVICE_FULL);
 	if (!source_has_room(key, service->max_per_source))
-		return drop(DROP_SOURCE_FULL);
+		return REFUSED(DROP_SOURCE_FULL);
 	return GO_ON;
 }
 

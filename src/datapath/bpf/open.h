@@ -120,12 +120,12 @@ __noinline int open_flow(struct packet *packet, const struct flow_key *key,
 		return drop_or_drain(packet, DROP_NO_FLOW);
 	verdict = check_limits(key, service);
 	if (verdict != GO_ON)
-		return verdict;
+		return amid ? drop(REFUSED(0) - verdict) : verdict;
 	selected = service->affinity ? affine_backend(service, key, packet->now) : 0;
 	if (!selected)
 		selected = amid ? first_choice(service, key) : select_backend(service, key);
 	if (selected <= 0)
-		return drop(-selected);
+		return amid ? drop(-selected) : REFUSED(-selected);
 	backend_id = selected;
 	backend = bpf_map_lookup_elem(&backend_table, &backend_id);
 	if (!backend)
