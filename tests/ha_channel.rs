@@ -119,3 +119,39 @@ fn another_key_or_cluster_is_refused_and_both_sides_say_so() {
         assert!(refused(&one) && refused(&two));
     }
 }
+
+/// Rules for what a node hears and says, in the place of those before.
+fn rules(lab: &Lab, node: usize, drop: &str) {
+    let chain =
+        |hook: &str| format!("chain {hook} {{ type filter hook {hook} priority 0; {drop} }};");
+    let text = format!(
+        "table inet t; delete table inet t; table inet t {{ {} {} }}",
+        chain("input"),
+        chain("output")
+    );
+    let nft = lab.nodes[node].command("nft").arg(text).output().unwrap();
+    assert!(nft.status.success(), "{nft:?}");
+}
+
+#[test]
+fn of_two_that_were_apart_the_one_that_became_active_later_counts() {
+    let _alone = alone();
+    let lab = Lab::new(2);
+    let one = Spec { preempt: false, ..spec(200, 10) };
+    let (older, _port) = run(&lab, 0, one.config(0));
+    older.wait_for(State::Active, seconds(5));
+    let (newer, _other) = run(&lab, 1, spec(100, 10).config(1));
+    until(seconds(5), "the channel is up", || is_up(&older) && is_up(&newer));
+    until(seconds(5), "the epoch is known", || newer.view().epoch == older.view().epoch);
+    rules(&lab, 1, "drop;");
+    newer.wait_for(State::Active, seconds(5));
+    assert_eq!(older.state(), State::Active, "it has not heard of that");
+    until(seconds(8), "the channel is down", || !is_up(&older) && !is_up(&newer));
+    // Heartbeats get through; adverts, which decide by priority where they come first, do not.
+    rules(&lab, 0, "meta l4proto 112 drop;");
+    rules(&lab, 1, "");
+    older.wait_for(State::Backup, seconds(5));
+    assert_eq!(older.view().reason, Reason::Deposed);
+    stays(seconds(1), "the newer one stays", || newer.state() == State::Active);
+    assert_eq!((newer.view().takeovers, newer.view().epoch), (1, older.view().epoch));
+}

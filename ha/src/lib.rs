@@ -28,6 +28,7 @@ pub mod announce;
 pub mod channel;
 pub mod config;
 pub mod driver;
+pub mod fence;
 pub mod gateway;
 pub mod handover;
 pub mod heart;

@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::config::{AnnounceConfig, Family, HaConfig};
-use crate::vrrp::Priority;
 use crate::vrrp::router::{
     self, Advert, PreemptBy, Reason, RouterConfig, State, Transition, VirtualRouter, Wish,
 };
+use crate::vrrp::{AdverInterval, Priority};
 
 /// The shortest time between two attempts to put a VIP back, so that a fight with a network
 /// manager costs neither side much.
@@ -36,6 +36,8 @@ pub enum Input {
     Advert(Advert),
     /// The Active's daemon has ended; what its lease has left.
     ActiveGone(Duration),
+    /// Another node has become Active since this one did, with that interval.
+    Deposed(AdverInterval),
     /// A Backup has said that it hears nothing of this node.
     Unheard,
     /// What the Active has told of its lease in a quick heartbeat.
@@ -229,6 +231,7 @@ impl Node {
             Input::Shutdown => self.route(now, router::Input::Shutdown),
             Input::Advert(advert) => self.route(now, router::Input::Advert(advert)),
             Input::ActiveGone(lease) => self.route(now, router::Input::ActiveGone(lease)),
+            Input::Deposed(interval) => self.route(now, router::Input::Deposed(interval)),
             Input::Unheard => self.route(now, router::Input::Unheard),
             Input::ActiveLease(lease) => self.route(now, router::Input::ActiveLease(lease)),
             Input::Repeat => self.route(now, router::Input::Repeat),

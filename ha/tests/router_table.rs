@@ -269,7 +269,10 @@ fn next_input(input: &Input) -> Option<Input> {
         Input::ActiveLease(Some(_)) => Some(Input::ActiveLease(None)),
         Input::ActiveLease(None) => Some(Input::Repeat),
         Input::Repeat => Some(Input::LeaseOver),
-        Input::LeaseOver => Some(Input::Give(WISHES[0])),
+        Input::LeaseOver => {
+            Some(Input::Deposed(AdverInterval::from_centiseconds(20).unwrap()))
+        }
+        Input::Deposed(_) => Some(Input::Give(WISHES[0])),
         Input::Give(wish) => Some(match next_wish(*wish) {
             Some(wish) => Input::Give(wish),
             None => Input::Take(WISHES[0]),
@@ -346,6 +349,7 @@ fn input_name(input: &Input) -> String {
         Input::Fault => "fault".into(),
         Input::Recovered => "recovered".into(),
         Input::ActiveGone(lease) => format!("active gone, lease {lease:?}"),
+        Input::Deposed(interval) => format!("deposed by one of {:?}", interval.duration()),
         Input::Give(wish) => format!("give, {wish:?}"),
         Input::Take(wish) => format!("take, {wish:?}"),
         Input::PreemptBy(way) => format!("preempt by {way:?}"),

@@ -336,6 +336,7 @@ pub(crate) fn why(reason: Reason) -> &'static str {
         Reason::Stalled => "it was frozen for longer than a Backup waits",
         Reason::HandedOver => "it gave the VIPs to a node that asked for them",
         Reason::Shutdown => "it stops",
+        Reason::Deposed => "another node has become Active since",
     }
 }
 

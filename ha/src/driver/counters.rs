@@ -94,6 +94,8 @@ counters! {
     PeerStranger => "peer_stranger",
     /// Messages on the peer channel that could not be read.
     PeerGarbage => "peer_garbage",
+    /// Adverts, heartbeats and flows of a node that believes itself Active and was replaced.
+    Fenced => "fenced",
     /// Announcement frames sent.
     AnnouncementSent => "announcement_sent",
     /// Announcement frames that could not be sent.

@@ -19,6 +19,7 @@ use super::realtime;
 use super::{Command, PathView, PeerEnds, PeerEvent, PeerView, View, VipView};
 use crate::channel::hello::BootId;
 use crate::config::HaConfig;
+use crate::fence::Fence;
 use crate::heart::{self, Heart};
 use crate::io::netlink::{Event, Netlink, Ticket, Watch};
 use crate::io::timer::Timer;
@@ -66,10 +67,7 @@ pub(super) struct Driver {
     leased_quickly: bool,
     /// The peer that says that it is Active, and when its lease ends unless it is renewed.
     active_lease: Option<(PeerPlace, Instant)>,
-    /// The highest that was heard of, or used.
-    epoch: u64,
-    /// The one under which this node is Active.
-    holding: Option<u64>,
+    fence: Fence,
     timer: Timer,
     commands: mpsc::Receiver<Command>,
     handles_gone: bool,
@@ -153,6 +151,7 @@ impl Driver {
             }
             (_, _) => (None, None),
         };
+        let fence = Fence::new(config.channel.as_ref().map_or(0, |channel| channel.peers.len()));
         let peers = config.channel.iter().flat_map(|channel| &channel.peers);
         let peers = peers.map(|peer| peer.name.clone());
         let configured =
@@ -174,8 +173,7 @@ impl Driver {
             channels,
             peer_events,
             active_lease: None,
-            epoch: 0,
-            holding: None,
+            fence,
             node: Node::new(&config),
             lease,
             netlink,
@@ -526,7 +524,7 @@ impl Driver {
         });
         self.view.send_replace(View {
             peers: peers.collect(),
-            epoch: self.epoch,
+            epoch: self.fence.epoch(),
             state: self.node.state(),
             reason: self.node.reason(),
             since: self.since.0,

@@ -133,6 +133,25 @@ pub enum Frame {
     },
 }
 
+impl Frame {
+    /// Whether it tells a receiver what the flows are.
+    pub fn tells_flows(&self) -> bool {
+        match self {
+            Self::Names(_)
+            | Self::Delta { .. }
+            | Self::Begin(_)
+            | Self::Slice(_)
+            | Self::End { .. }
+            | Self::Digest { .. } => true,
+            Self::Subscribe { .. }
+            | Self::NotActive
+            | Self::Repair(_)
+            | Self::Compared(_)
+            | Self::Ack { .. } => false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};

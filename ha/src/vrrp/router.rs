@@ -219,7 +219,8 @@ impl VirtualRouter {
                 | Input::Unheard
                 | Input::ActiveLease(_)
                 | Input::Repeat
-                | Input::LeaseOver,
+                | Input::LeaseOver
+                | Input::Deposed(_),
             ) => {}
 
             (Machine::Backup(backup), Input::Advert(advert)) => {
@@ -252,7 +253,8 @@ impl VirtualRouter {
                 | Input::Give(_)
                 | Input::Unheard
                 | Input::Repeat
-                | Input::LeaseOver,
+                | Input::LeaseOver
+                | Input::Deposed(_),
             ) => {}
 
             (Machine::Active(active), Input::Advert(advert)) => {
@@ -278,6 +280,10 @@ impl VirtualRouter {
             (Machine::Active(_), Input::Shutdown) => {
                 self.release_and_yield();
                 self.enter(Machine::Initialize(Halt::Stopped), Reason::Shutdown);
+            }
+            (Machine::Active(_), Input::Deposed(interval)) => {
+                self.outputs.push_back(Output::Release);
+                self.become_backup(now, interval, Reason::Deposed);
             }
             (Machine::Active(_), Input::Give(wish)) => self.give(now, wish),
             (

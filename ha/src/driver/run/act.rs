@@ -42,13 +42,9 @@ impl Driver {
 
     fn send_advert(&mut self, priority: Priority) {
         if priority != Priority::YIELD {
-            // The first of a time of being Active: it has a number of its own.
-            if self.holding.is_none() {
-                self.epoch += 1;
-                self.holding = Some(self.epoch);
-            }
+            let epoch = self.fence.hold();
             // Before the advert, from which a Backup counts.
-            if let (Some(lease), Some(epoch)) = (&self.lease, self.holding) {
+            if let Some(lease) = &self.lease {
                 let slow = lease::length(self.config.advert_interval.duration());
                 let quick = self.heart.lease(Instant::now());
                 self.leased_quickly = quick.is_some();
@@ -84,7 +80,7 @@ impl Driver {
     }
 
     async fn remove_vips(&mut self) {
-        self.holding = None;
+        self.fence.release();
         // At once; removing takes the kernel a while.
         if let Some(lease) = &self.lease {
             lease.close();

@@ -58,6 +58,10 @@ impl Driver {
             self.stranger(now, source);
             return;
         }
+        if let Some(place) = self.stale_peer(source) {
+            return self.fenced(now, place, None);
+        }
+        let port = &mut self.ports.paths[place];
         port.received += 1;
         let same_addresses = received.addresses.same_as(&port.path.addresses);
         let interface = port.path.interface.clone();

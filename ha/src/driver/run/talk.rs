@@ -14,6 +14,7 @@ use crate::config::Family;
 use crate::driver::PeerEvent;
 use crate::driver::channels::{Ended, Happening, PeerPlace};
 use crate::driver::counters::Counter;
+use crate::fence::Verdict;
 use crate::heart;
 use crate::node::Input;
 use crate::record::{What, Words};
@@ -85,7 +86,7 @@ impl Driver {
         let lease = self.lease.as_ref().map_or(0, |lease| lease.left().as_micros());
         for place in 0..channels.peers.len() {
             let heartbeat = Heartbeat {
-                epoch: self.epoch,
+                epoch: self.fence.epoch(),
                 lease_us: u32::try_from(lease).unwrap_or(u32::MAX),
                 word: self.heart.word(now, place),
                 advert,
@@ -117,6 +118,7 @@ impl Driver {
                 let peer = name(self, place);
                 let what = self.memory.down(now, place, ended == Ended::ByPeer, &why);
                 self.record(now, what);
+                self.fence.forget(place);
                 self.peer_gone(now, place, ended).await;
                 self.journal.say(move || warn!(peer, why, "peer channel is down"));
                 self.tell(now, place, PeerEvent::Down { place });
@@ -145,6 +147,10 @@ impl Driver {
                 }
                 Ok(Message::Heartbeat(_)) => self.counters.count(Counter::Stale, 1),
                 Ok(Message::Handover(_)) => {}
+                // What it asks for itself, as one that follows, is heard.
+                Ok(Message::Sync(frame)) if self.fence.is_stale(place) && frame.tells_flows() => {
+                    self.counters.count(Counter::Fenced, 1);
+                }
                 Ok(Message::Sync(frame)) => {
                     self.tell(now, place, PeerEvent::Frame { place, frame });
                 }
@@ -191,15 +197,20 @@ impl Driver {
     async fn heartbeat(&mut self, now: Instant, place: PeerPlace, heartbeat: Heartbeat) {
         self.counters.count(Counter::HeartbeatReceived, 1);
         self.memory.heartbeat(now, place, heartbeat);
-        self.epoch = self.epoch.max(heartbeat.epoch);
         self.heart.hear(now, place, heartbeat.word);
-        match heartbeat.advert {
-            Some(advert) if advert.priority != Priority::YIELD.value() => {
-                // Counted from its arrival, so never too short.
-                let lease = Duration::from_micros(heartbeat.lease_us.into());
-                self.active_lease = Some((place, now + lease));
-            }
-            Some(_) | None => drop(self.active_lease.take_if(|(active, _)| *active == place)),
+        let active =
+            heartbeat.advert.is_some_and(|advert| advert.priority != Priority::YIELD.value());
+        // Counted from its arrival, so never too short.
+        let lease_end = now + Duration::from_micros(heartbeat.lease_us.into());
+        match self.fence.hear(now, place, heartbeat.epoch, active.then_some(lease_end)) {
+            Verdict::Heeded => {}
+            Verdict::Stale => return self.fenced(now, place, Some(heartbeat.epoch)),
+            Verdict::Deposed => self.deposed(&heartbeat).await,
+        }
+        if active {
+            self.active_lease = Some((place, lease_end));
+        } else {
+            self.active_lease.take_if(|(active, _)| *active == place);
         }
         let lease = Duration::from_micros(heartbeat.lease_us.into());
         let Some(HeartbeatAdvert { source, priority, interval_cs }) = heartbeat.advert else {
@@ -223,6 +234,39 @@ impl Driver {
         self.heart.hear_lease(place, lease);
         // One that came in the same read renews this one's.
         self.heed().await;
+    }
+
+    /// Another has become Active since this node did: silence first, then the rest.
+    async fn deposed(&mut self, heartbeat: &Heartbeat) {
+        if let Some(lease) = &self.lease {
+            lease.close();
+        }
+        let interval = heartbeat.advert.map(|advert| advert.interval_cs);
+        let interval = interval.and_then(AdverInterval::from_centiseconds);
+        self.feed(Input::Deposed(interval.unwrap_or(self.config.advert_interval))).await;
+    }
+
+    /// What an Active that another has replaced says is not heard.
+    pub(super) fn fenced(&mut self, now: Instant, place: PeerPlace, epoch: Option<u64>) {
+        let Some(suppressed) = self.note(Counter::Fenced, now) else { return };
+        let Some(channels) = &self.channels else { return };
+        let (peer, newest) = (channels.peers[place].name.clone(), self.fence.epoch());
+        self.journal.say(move || {
+            warn!(
+                peer,
+                ?epoch,
+                newest,
+                suppressed,
+                "it believes itself Active, and was replaced: not heard"
+            );
+        });
+    }
+
+    /// The peer that sends from there, if it is an Active that another has replaced.
+    pub(super) fn stale_peer(&self, source: IpAddr) -> Option<PeerPlace> {
+        let from = self.config.peers.iter().find(|peer| peer.addresses.contains(&source))?;
+        let mut peers = self.channels.as_ref()?.peers.iter();
+        peers.position(|peer| peer.name == from.name).filter(|place| self.fence.is_stale(*place))
     }
 
     /// This node's own primary address of the same family, by which ties are broken.

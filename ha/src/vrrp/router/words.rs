@@ -46,6 +46,9 @@ pub enum Input {
     /// answer for the VIPs until its lease has ended, which is at most so long from now; then this
     /// node may claim them.
     ActiveGone(Duration),
+    /// Another node has become Active since this one did ([`crate::fence`]), with that interval.
+    /// Nothing happens unless this one is Active.
+    Deposed(AdverInterval),
     /// A Backup has said that it hears nothing of this node, and so is about to claim: only this
     /// node can give way. Nothing happens unless it is Active.
     Unheard,
@@ -175,4 +178,6 @@ pub enum Reason {
     Stalled,
     /// The daemon stops.
     Shutdown,
+    /// Another node has become Active since this one did.
+    Deposed,
 }
