@@ -90,6 +90,8 @@ pub struct DatapathStatus {
     pub hooks: Vec<HookStatus>,
     /// Whether packets for the VIPs may pass: it is held open while this node is Active.
     pub gate: Gate,
+    /// The epoch under which it was opened last; 0: never.
+    pub gate_epoch: u64,
     /// Established flows.
     pub flows: u32,
     /// The most there may be.
@@ -554,6 +556,7 @@ impl DatapathStatus {
         Self {
             hooks: report.hooks.iter().map(hook).collect(),
             gate: if report.gate_open { Gate::Open } else { Gate::Closed },
+            gate_epoch: report.gate_epoch,
             flows: report.flows.all,
             max_flows: report.most_flows,
             half_open_flows: report.flows.half_open,

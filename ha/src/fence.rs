@@ -57,6 +57,11 @@ impl Fence {
         })
     }
 
+    /// The epoch under which this node is Active.
+    pub fn holding(&self) -> Option<u64> {
+        self.holding
+    }
+
     /// This node is Active no more.
     pub fn release(&mut self) {
         self.holding = None;

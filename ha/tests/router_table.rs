@@ -269,9 +269,7 @@ fn next_input(input: &Input) -> Option<Input> {
         Input::ActiveLease(Some(_)) => Some(Input::ActiveLease(None)),
         Input::ActiveLease(None) => Some(Input::Repeat),
         Input::Repeat => Some(Input::LeaseOver),
-        Input::LeaseOver => {
-            Some(Input::Deposed(AdverInterval::from_centiseconds(20).unwrap()))
-        }
+        Input::LeaseOver => Some(Input::Deposed(AdverInterval::from_centiseconds(20).unwrap())),
         Input::Deposed(_) => Some(Input::Give(WISHES[0])),
         Input::Give(wish) => Some(match next_wish(*wish) {
             Some(wish) => Input::Give(wish),

@@ -37,6 +37,13 @@ impl Status {
             Some(election) => election.write(text)?,
             None => writeln!(text, "No VIPs, so no election: this node stands alone.")?,
         }
+        if self.election.is_some() && self.datapath.is_none() {
+            writeln!(
+                text,
+                "! no gate in the kernel (see the log): if the daemon dies or freezes, the guard \
+                 process alone silences this node"
+            )?;
+        }
         if let Some(datapath) = &self.datapath {
             datapath.write(text)?;
         }

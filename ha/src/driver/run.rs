@@ -327,7 +327,7 @@ impl Driver {
     /// A quick lease that ended before this node could renew it: a Backup may have claimed.
     async fn notice_end_of_lease(&mut self) {
         let ended = self.lease.as_ref().is_some_and(|lease| lease.left().is_zero());
-        if self.leased_quickly && ended && self.holding.is_some() {
+        if self.leased_quickly && ended && self.fence.holding().is_some() {
             let now = Instant::now();
             if let Some(suppressed) = self.note(Counter::Stalled, now) {
                 let late = self.wanted.map(|wanted| now.saturating_duration_since(wanted));

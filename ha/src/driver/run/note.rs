@@ -65,7 +65,7 @@ impl Driver {
         });
         Known {
             state: self.node.state(),
-            epoch: self.epoch,
+            epoch: self.fence.epoch(),
             priority,
             lease: lease.filter(|left| *left > Duration::ZERO),
             active: active.map(|(who, _)| who),

@@ -71,7 +71,7 @@ impl Driver {
         let Some(channels) = &mut self.channels else { return };
         if priority.is_some_and(|priority| priority != Priority::YIELD)
             && let Some(length) = self.heart.lease(now)
-            && let (Some(lease), Some(epoch)) = (&self.lease, self.holding)
+            && let (Some(lease), Some(epoch)) = (&self.lease, self.fence.holding())
         {
             lease.renew(length, epoch);
             self.leased_quickly = true;
