@@ -396,6 +396,7 @@ impl Balancer {
             replication: self.replication_status(&live.pools),
             journal: self.journal.as_ref().map(Journal::status),
             datapath: report.as_ref().map(DatapathStatus::of),
+            gave_way: self.cluster.gave_way().map(Into::into),
             settings: SettingsStatus::of(&self.cluster, &settings, &services),
             services,
         }

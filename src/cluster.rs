@@ -33,6 +33,18 @@ pub struct Cluster {
     to: Vec<mpsc::Sender<Vec<u8>>>,
     names: Vec<String>,
     news: watch::Sender<()>,
+    gave_way: Mutex<Option<GaveWay>>,
+}
+
+/// The last time that this node gave way to one that sees more backends.
+#[derive(Debug, Clone)]
+pub struct GaveWay {
+    /// When.
+    pub at: Instant,
+    /// To whom.
+    pub to: String,
+    /// What both saw.
+    pub seen: Seen,
 }
 
 /// What the checks of each peer say, by its name.
@@ -43,7 +55,7 @@ impl Cluster {
     pub fn new(node: &str, names: Vec<String>, port: Option<&PeerPort>) -> Self {
         let to = port.map_or_else(Vec::new, |port| port.to.clone());
         let (shared, news) = (Mutex::new(Shared::new(node)), watch::Sender::new(()));
-        Self { shared, to, names, news }
+        Self { shared, to, names, news, gave_way: Mutex::new(None) }
     }
 
     /// Takes in what happened, and sends what there is to be said.
@@ -91,6 +103,16 @@ impl Cluster {
             let name = |peer: usize| self.name(peer);
             (agreed.into_iter().map(name).collect(), others.into_iter().map(name).collect())
         })
+    }
+
+    /// The last time that this node gave way.
+    pub fn gave_way(&self) -> Option<GaveWay> {
+        self.gave_way.lock().expect("no panic while it is held").clone()
+    }
+
+    /// Notes that it does.
+    pub fn note_gave_way(&self, gave_way: GaveWay) {
+        *self.gave_way.lock().expect("no panic while it is held") = Some(gave_way);
     }
 
     /// A peer's name.

@@ -121,6 +121,7 @@ struct Tables {
     ring: Ring,
     /// Of each peer's snapshot.
     walks: HashMap<usize, Walk>,
+    affinity_walks: HashMap<usize, Walk>,
 }
 
 /// Who asked for sums.
@@ -273,7 +274,12 @@ impl Worker {
             let replica = datapath.replica()?;
             let ring = Ring::open(datapath.loaded())?;
             self.receiver = Receiver::new(replica.unused_mark()?);
-            self.tables = Some(Tables { replica, ring, walks: HashMap::new() });
+            self.tables = Some(Tables {
+                replica,
+                ring,
+                walks: HashMap::new(),
+                affinity_walks: HashMap::new(),
+            });
             datapath.end_flows(false);
             self.look_at = None;
         }
@@ -439,6 +445,16 @@ impl Worker {
                 let slice = source::Input::Slice { peer, run, flows, last };
                 self.source.handle_input(now, slice);
             }
+            source::Output::WalkAffinities { peer, run, anew } => {
+                let Some(tables) = &mut self.tables else { return Ok(()) };
+                let walk = tables.affinity_walks.entry(peer).or_default();
+                if anew {
+                    *walk = Walk::default();
+                }
+                let (affinities, last) = tables.replica.affinities(walk)?;
+                let answer = source::Input::Affinities { peer, run, affinities, last };
+                self.source.handle_input(now, answer);
+            }
             source::Output::Sum { run } => self.sum(Side::Source, run),
         }
         Ok(())
@@ -461,6 +477,7 @@ impl Worker {
             receiver::Output::Apply { changes, generation } => {
                 tables.replica.apply(&changes, generation)?;
             }
+            receiver::Output::Keep(affinities) => tables.replica.keep(&affinities)?,
             receiver::Output::Sweep { generation, scope } => {
                 let removed = tables.replica.sweep(generation, &scope)?;
                 tracing::info!(removed, "in sync with the Active's flows");

@@ -17,7 +17,7 @@ use baton_ha::vrrp::Priority;
 use baton_ha::vrrp::router::{Reason, State};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Cluster, Sights};
+use crate::cluster::{Cluster, GaveWay, Sights};
 use crate::datapath::Report;
 use crate::datapath::counters::Traffic;
 use crate::datapath::hooks::{Chosen, Hook};
@@ -51,12 +51,33 @@ pub struct Status {
     pub datapath: Option<DatapathStatus>,
     /// Flows between nodes; `None` without a peer channel, or without a datapath.
     pub replication: Option<ReplicationStatus>,
+    /// The last time that this node gave the VIPs to one that saw more healthy backends.
+    pub gave_way: Option<GaveWayStatus>,
     /// What operators have set, and whether the other nodes know.
     pub settings: SettingsStatus,
     /// The journal of decisions (`baton explain`); `None` for a node without VIPs.
     pub journal: Option<JournalStatus>,
     /// The services.
     pub services: Vec<ServiceStatus>,
+}
+
+/// A node that saw fewer healthy backends than another gave way to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GaveWayStatus {
+    /// To whom.
+    pub to: String,
+    /// How many backends this node saw up.
+    pub here: usize,
+    /// How many of the same the other did.
+    pub there: usize,
+    /// How long ago, in seconds.
+    pub ago_s: f64,
+}
+
+impl From<GaveWay> for GaveWayStatus {
+    fn from(GaveWay { at, to, seen }: GaveWay) -> Self {
+        Self { to, here: seen.here, there: seen.there, ago_s: at.elapsed().as_secs_f64() }
+    }
 }
 
 /// What operators have set about backends. It belongs to the cluster.
@@ -96,6 +117,10 @@ pub struct DatapathStatus {
     pub flows: u32,
     /// The most there may be.
     pub max_flows: u32,
+    /// Clients whose backend is remembered, of services with `affinity`.
+    pub affinities: u32,
+    /// The most there may be.
+    pub max_affinities: u32,
     /// Half-open flows at the collector's last walk.
     pub half_open_flows: u32,
     /// The most there may be.
@@ -559,6 +584,8 @@ impl DatapathStatus {
             gate_epoch: report.gate_epoch,
             flows: report.flows.all,
             max_flows: report.most_flows,
+            affinities: report.affinities,
+            max_affinities: report.most_affinities,
             half_open_flows: report.flows.half_open,
             max_half_open_flows: report.most_half_open_flows,
             half_open_pushed_out: report.flows.pushed_out,

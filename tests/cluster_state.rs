@@ -233,3 +233,70 @@ fn a_new_active_knows_which_backends_are_down_before_it_could_see_it() {
     let known = pair.web("relay2", "backend1");
     assert_eq!((known.sees, known.health, known.led), (Health::Up, Health::Down, true));
 }
+
+#[test]
+fn an_active_that_sees_fewer_backends_gives_way_unless_nobody_sees_more() {
+    let pair = &mut Pair::start("sick", |_, text| {
+        text.replace("preempt = false", "sick_after = \"2s\"\npreempt = false")
+    });
+    // Dead for both: nobody gives way.
+    pair.signal("backend2", "nginx", Signal::SIGKILL);
+    let down = |pair: &Pair| {
+        let seen = ["relay1", "relay2"].map(|relay| pair.web(relay, "backend2").sees);
+        seen == [Health::Down; 2]
+    };
+    pair.until("seen by both", down);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(5) {
+        assert!(pair.is_active("relay1") && pair.status("relay1").gave_way.is_none());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // The first node's way to the other backend is cut, and nothing else.
+    let rules = "table inet t { chain c { type filter hook output priority 0; \
+                 ip daddr 10.78.0.11 drop; }; }";
+    let nft = pair.0.netns("relay1").command("nft").arg(rules).output().unwrap();
+    assert!(nft.status.success(), "{nft:?}");
+    pair.until("given way", |pair| pair.is_active("relay2"));
+    pair.until("said so", |pair| pair.status("relay1").gave_way.is_some());
+    let status = pair.status("relay1");
+    let gave_way = status.gave_way.as_ref().unwrap();
+    assert_eq!(gave_way.to, "relay2");
+    assert!(gave_way.here < gave_way.there, "{gave_way:?}");
+    assert!(status.render().contains("! gave way"), "{}", status.render());
+    assert!(only("backend1", &pair.fetch(20)));
+    // The other sees no fewer: it stays.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(5) {
+        assert!(pair.is_active("relay2"));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn clients_keep_to_their_backend_after_takeovers() {
+    let mut pair = Pair::start("affine", |_, text| {
+        let web = "name = \"web\"\nvip = \"front\"\n";
+        assert!(text.contains(web));
+        text.replace(web, &format!("{web}affinity = \"1h\"\n"))
+    });
+    let first = pair.fetch(1).remove(0);
+    let keeps = |pair: &Pair| only(&first, &pair.fetch(12));
+    assert!(keeps(&pair));
+    let counted = |relay: &'static str| {
+        move |pair: &Pair| pair.status(relay).datapath.is_some_and(|it| it.affinities == 1)
+    };
+    pair.until("known to the Backup by its flows", counted("relay2"));
+    pair.kill("relay1", "relay2");
+    assert!(keeps(&pair), "after a takeover");
+    // One that has forgotten everything, and joins when the flows are over, has it by the snapshot.
+    pair.until("ended", |pair| pair.ask("relay1", Request::Status).is_err());
+    let unload = [env!("CARGO_BIN_EXE_baton"), "unload"];
+    let unload = pair.0.netns("relay1").command(unload[0]).arg(unload[1]).output().unwrap();
+    assert!(unload.status.success(), "{unload:?}");
+    let none = |pair: &Pair| pair.status("relay2").datapath.is_some_and(|it| it.flows == 0);
+    pair.until("no flow is left", none);
+    pair.start_again("relay1");
+    pair.until("known to a joiner", counted("relay1"));
+    pair.kill("relay2", "relay1");
+    assert!(keeps(&pair), "after a restart and another takeover");
+}

@@ -2,7 +2,7 @@
 //! say.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use baton_ha::driver::Handle;
@@ -11,7 +11,7 @@ use baton_ha::state::sick::GiveWay;
 use baton_ha::state::{Target, Value};
 
 use super::{Balancer, Done, Step};
-use crate::cluster::{Follower, apply_settings};
+use crate::cluster::{Follower, GaveWay, apply_settings};
 use crate::pool::{Admin, Member, Pool};
 
 /// How often the pools are brought in line where nothing is known to have changed: how late the
@@ -97,7 +97,7 @@ impl Balancer {
                         seen.there, seen.here
                     ));
                 }
-                tokio::spawn(give(handle.clone(), give_way, to));
+                tokio::spawn(Arc::clone(&self).give(handle.clone(), give_way));
             }
             tokio::select! {
                 _ = news.changed() => {}
@@ -106,14 +106,15 @@ impl Balancer {
             }
         }
     }
-}
 
-/// Yields, since a peer sees more healthy backends.
-async fn give(handle: Handle, GiveWay { to: _, seen }: GiveWay, to: String) {
-    let (here, there) = (seen.here, seen.there);
-    tracing::warn!(here, there, peer = to, "gives way: that peer sees more healthy backends");
-    if let Err(error) = handle.yield_now().await {
-        tracing::warn!(peer = to, "gave way in vain: {error}");
+    /// Yields, since a peer sees more healthy backends.
+    async fn give(self: Arc<Self>, handle: Handle, GiveWay { to, seen }: GiveWay) {
+        let (here, there, to) = (seen.here, seen.there, self.cluster.name(to));
+        tracing::warn!(here, there, peer = to, "gives way: that peer sees more healthy backends");
+        match handle.yield_now().await {
+            Ok(_) => self.cluster.note_gave_way(GaveWay { at: Instant::now(), to, seen }),
+            Err(error) => tracing::warn!(peer = to, "gave way in vain: {error}"),
+        }
     }
 }
 

@@ -175,6 +175,11 @@ impl<K: Record, V: Record> Table<K, V> {
         Ok((entries, (!last).then_some(Cursor(next))))
     }
 
+    /// How many entries there are: a walk of all.
+    pub fn count(&self) -> libbpf_rs::Result<u32> {
+        Ok(self.slices(4096)?.count() as u32)
+    }
+
     /// Bytes of kernel memory, as the kernel reckons them; `None` where it does not tell.
     pub fn memory(&self) -> libbpf_rs::Result<Option<u64>> {
         Ok(self.map.query_fdinfo()?.memlock)

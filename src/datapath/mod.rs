@@ -218,6 +218,8 @@ impl Datapath {
             hooks: hooks.into_iter().map(|(ifindex, hook)| (nic::name(ifindex), hook)).collect(),
             gate_open: self.loaded.jiffies()? < self.gate.deadline_jiffies(),
             gate_epoch: self.gate.epoch(),
+            affinities: self.maps.affinities.count().map_err(Error::bpf("count the affinities"))?,
+            most_affinities: self.maps.affinities.capacity(),
             flows: self.collector.counted(),
             most_flows: self.maps.flows.capacity(),
             most_half_open_flows: self.maps.half_flows.capacity(),
@@ -285,6 +287,10 @@ pub struct Report {
     pub gate_open: bool,
     /// Under which fencing number they passed last.
     pub gate_epoch: u64,
+    /// Clients that keep to a backend, and those whose time is over and whose place nobody wants.
+    pub affinities: u32,
+    /// The most there may be.
+    pub most_affinities: u32,
     /// How many flows there are.
     pub flows: FlowCounts,
     /// The most established ones there may be.

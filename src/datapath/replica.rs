@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use baton_ha::sync::frame::{BucketSum, Name, Scope};
-use baton_ha::sync::{BATCH, BUCKETS, BucketSet, Change, Flow, FlowKey};
+use baton_ha::sync::{Affinity, BATCH, BUCKETS, BucketSet, Change, Flow, FlowKey};
 use libbpf_rs::Result as BpfResult;
 
 use super::clock::Clock;
@@ -74,6 +74,8 @@ struct Place {
     backend: u16,
     record: types::backend,
     mode: types::forward_mode,
+    /// For how long its clients keep to a backend, in jiffies; 0: they don't.
+    affinity: u32,
 }
 
 /// Flows that are to be written together, no two changes of one.
@@ -355,7 +357,9 @@ impl Replica {
                 },
                 Change::End(key) => {
                     let Some(service) = self.local_service(key.service) else { continue };
-                    self.end(&record_of(key, service)).map_err(written())?;
+                    let key = record_of(key, service);
+                    self.extend_affinity(&key, now).map_err(written())?;
+                    self.end(&key).map_err(written())?;
                 }
             }
         }
@@ -412,9 +416,87 @@ impl Replica {
             puts.reply_keys.push(reply_key);
             puts.replies.push(reply);
         }
+        if place.affinity > 0 {
+            self.keep_to(&key, place.backend, record.began, place.affinity, now)?;
+        }
         puts.buckets.insert(flow.key.bucket());
         puts.flow_keys.push(key);
         puts.flows.push(record);
+        Ok(())
+    }
+
+    /// As the kernel does when a flow begins: its client keeps to the backend from then on, unless
+    /// a later one has said otherwise.
+    fn keep_to(
+        &self,
+        client: &types::flow_key,
+        backend: u16,
+        since: u32,
+        lasts: u32,
+        now: u32,
+    ) -> BpfResult<()> {
+        let client = types::flow_key { port: 0, ..*client };
+        let age = now.wrapping_sub(since);
+        let newer = |there: types::affinity| now.wrapping_sub(there.since) <= age;
+        if age >= lasts || self.maps.affinities.find(&client)?.is_some_and(newer) {
+            return Ok(());
+        }
+        let affinity = types::affinity { backend, since, ..Default::default() };
+        self.maps.affinities.set(&client, &affinity)
+    }
+
+    /// As the kernel does when a flow ends.
+    fn extend_affinity(&self, key: &types::flow_key, now: u32) -> BpfResult<()> {
+        if self.local.modes.get(&key.service).is_none_or(|service| service.affinity == 0) {
+            return Ok(());
+        }
+        let client = types::flow_key { port: 0, ..*key };
+        let (flow, there) = (self.maps.flows.find(key)?, self.maps.affinities.find(&client)?);
+        match (flow, there) {
+            (Some(flow), Some(there)) if there.backend == flow.backend => {
+                self.maps.affinities.set(&client, &types::affinity { since: now, ..there })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Some of the clients that keep to a backend, and whether they were the last.
+    pub fn affinities(&self, walk: &mut Walk) -> Result<(Vec<Affinity>, bool), Error> {
+        if walk.done {
+            return Ok((Vec::new(), true));
+        }
+        let batch = self.maps.affinities.batch(walk.cursor, BATCH as u32);
+        let (entries, cursor) = batch.map_err(Error::bpf("read the affinities"))?;
+        walk.done = cursor.is_none();
+        walk.cursor = cursor;
+        let now = self.jiffies()?;
+        let told = |(key, affinity): &(types::flow_key, types::affinity)| {
+            let lasts = self.local.modes.get(&key.service)?.affinity;
+            let age = now.wrapping_sub(affinity.since);
+            (age < lasts).then(|| Affinity {
+                service: key.service,
+                client: key.client.into(),
+                backend: affinity.backend,
+                age_ms: (self.clock.seconds(age) * 1e3) as u32,
+            })
+        };
+        Ok((entries.iter().filter_map(told).collect(), walk.done))
+    }
+
+    /// Has clients keep to the backends that the source says, unless this node knows of later.
+    pub fn keep(&mut self, affinities: &[Affinity]) -> Result<(), Error> {
+        let now = self.jiffies()?;
+        for affinity in affinities {
+            let Some(place) = self.place(affinity.service, affinity.backend)? else {
+                self.unplaced += 1;
+                continue;
+            };
+            let client = FlowKey { service: place.service, client: affinity.client, port: 0 };
+            let client = record_of(&client, place.service);
+            let age = self.clock.timeout_or_none(Duration::from_millis(affinity.age_ms.into()));
+            self.keep_to(&client, place.backend, now.wrapping_sub(age), place.affinity, now)
+                .map_err(Error::bpf("write an affinity"))?;
+        }
         Ok(())
     }
 
@@ -477,12 +559,13 @@ impl Replica {
             return None;
         };
         let number = *self.local.backends.get(&(local, SocketAddr::new(*address, *port)))?;
-        let mode = types::forward_mode(self.local.modes.get(&local)?.mode.into());
+        let service = self.local.modes.get(&local)?;
         Some(Place {
             service: local,
             backend: number,
             record: *self.local.records.get(&number)?,
-            mode,
+            mode: types::forward_mode(service.mode.into()),
+            affinity: service.affinity,
         })
     }
 

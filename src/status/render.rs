@@ -7,7 +7,7 @@ use baton_ha::vrrp::router::{Reason, State};
 use serde::Serialize;
 
 use super::{
-    BackendStatus, DatapathStatus, Election, HookStatus, JournalStatus, PeerState,
+    BackendStatus, DatapathStatus, Election, GaveWayStatus, HookStatus, JournalStatus, PeerState,
     ReplicationStatus, ServiceStatus, SettingStatus, SettingsStatus, Status,
 };
 use crate::datapath::counters::Traffic;
@@ -49,6 +49,10 @@ impl Status {
         }
         if let Some(replication) = &self.replication {
             replication.write(text)?;
+        }
+        if let Some(GaveWayStatus { to, here, there, ago_s }) = &self.gave_way {
+            let (ago, there) = (ago(*ago_s), counted(*there as u64, "backend"));
+            writeln!(text, "! gave way {ago} ago: {to} saw {there} up, this node {here} of them")?;
         }
         self.settings.write(text)?;
         if let Some(journal) = &self.journal {
@@ -112,6 +116,13 @@ impl DatapathStatus {
         match self.adopted {
             0 => writeln!(text)?,
             adopted => writeln!(text, ", {adopted} adopted after takeovers")?,
+        }
+        if self.affinities > 0 {
+            writeln!(
+                text,
+                "  {} of {} clients keep to a backend",
+                self.affinities, self.max_affinities
+            )?;
         }
         if self.hooks.is_empty() {
             writeln!(text, "  attached nowhere")?;

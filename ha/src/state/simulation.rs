@@ -7,21 +7,7 @@ use std::time::{Duration, Instant};
 use super::settings::{Kind, MOST_SETTINGS};
 use super::shared::{Input, Output};
 use super::{Admin, Frame, Health, Shared, Target, Value, View};
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
+use crate::sync::simulation::Random;
 
 type Link = VecDeque<(Instant, Frame)>;
 

@@ -39,6 +39,20 @@ pub struct Flow {
     pub age_s: u32,
 }
 
+/// A client and the backend that its new flows to a service go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, SchemaRead, SchemaWrite)]
+#[cfg_attr(test, derive(bincode::Encode, bincode::Decode))]
+pub struct Affinity {
+    /// The source's number of the service.
+    pub service: u16,
+    /// The client's address.
+    pub client: IpAddr,
+    /// The source's number of the backend.
+    pub backend: u16,
+    /// Time since a flow of its last began or ended, in milliseconds.
+    pub age_ms: u32,
+}
+
 /// What happened to a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, SchemaRead, SchemaWrite)]
 #[cfg_attr(test, derive(bincode::Encode, bincode::Decode))]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use wincode::{SchemaRead, SchemaWrite};
 
-use super::flow::{Change, Flow};
+use super::flow::{Affinity, Change, Flow};
 use crate::channel::hello::BootId;
 
 /// A place in a source's journal. It stands for the state of its table at that place only while
@@ -109,6 +109,8 @@ pub enum Frame {
     Begin(Scope),
     /// Source: some of them.
     Slice(Vec<Flow>),
+    /// Source: which backends clients keep to; of a snapshot of everything, after the flows.
+    Affinities(Vec<Affinity>),
     /// Source: that were all; whatever else the receiver has of that scope is no more.
     End {
         /// Where the journal is now.
@@ -185,6 +187,12 @@ mod tests {
     }
 
     prop_compose! {
+        fn affinity()(service: u16, client in address(), backend: u16, age_ms: u32) -> Affinity {
+            Affinity { service, client, backend, age_ms }
+        }
+    }
+
+    prop_compose! {
         fn position()(boot: [u8; 16], epoch: u64, seq: u64) -> Position {
             Position { boot: BootId(boot), epoch, seq }
         }
@@ -215,6 +223,7 @@ mod tests {
             (position(), some(change)).prop_map(|(first, changes)| Frame::Delta { first, changes }),
             scope.prop_map(Frame::Begin),
             some(flow()).prop_map(Frame::Slice),
+            some(affinity()).prop_map(Frame::Affinities),
             position().prop_map(|at| Frame::End { at }),
             (any::<u16>(), some(sum)).prop_map(|(first, sums)| Frame::Digest { first, sums }),
             some(any::<u16>()).prop_map(Frame::Repair),
@@ -274,6 +283,8 @@ mod tests {
             idle_ms: u32::MAX,
             age_s: u32::MAX,
         };
+        let affinity =
+            Affinity { service: u16::MAX, client: key.client, backend: u16::MAX, age_ms: u32::MAX };
         let position = Position { boot: BootId([255; 16]), epoch: u64::MAX, seq: u64::MAX };
         let largest =
             Name::Service { number: u16::MAX, vip: key.client, port: u16::MAX, protocol: 255 };
@@ -281,6 +292,7 @@ mod tests {
         for frame in [
             Frame::Delta { first: position, changes: vec![Change::Put(flow); BATCH] },
             Frame::Slice(vec![flow; BATCH]),
+            Frame::Affinities(vec![affinity; BATCH]),
             Frame::Names(vec![largest; BATCH]),
             Frame::Digest { first: 0, sums: vec![sum; 1024] },
             Frame::Repair(vec![u16::MAX; crate::sync::receiver::MOST_REPAIRED]),

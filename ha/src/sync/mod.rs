@@ -15,6 +15,9 @@
 //! away too long) has one way out: the same again. Since the frames of a session keep their order,
 //! a change that a slice overtakes or repeats does no harm.
 //!
+//! *Affinities* (which backend a client keeps to) follow from the beginnings and ends of flows, so
+//! deltas say nothing of them; a snapshot has those whose flows are over.
+//!
 //! *Anti-entropy* finds what went wrong without anybody noticing: now and then both ends sum up
 //! their tables by [`BUCKETS`] buckets. Buckets that nothing has changed between the start of the
 //! source's walk and the end of the receiver's must be the same; those that are not are sent again.
@@ -28,7 +31,7 @@ pub mod source;
 #[cfg(test)]
 pub(crate) mod simulation;
 
-pub use flow::{Change, Flow, FlowKey};
+pub use flow::{Affinity, Change, Flow, FlowKey};
 pub use frame::Frame;
 
 /// Buckets of the digests, by a hash of the client's address and port: enough that most of them

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::frame::{BucketSum, Compared, Frame, Name, Position, Scope};
-use super::{BUCKETS, BucketSet, Change};
+use super::{Affinity, BUCKETS, BucketSet, Change};
 
 /// More buckets than these that differ are not worth a repair: everything is sent again.
 pub const MOST_REPAIRED: usize = 2048;
@@ -46,6 +46,8 @@ pub enum Output {
         /// The mark.
         generation: u8,
     },
+    /// These clients keep to these backends, unless the table has something later.
+    Keep(Vec<Affinity>),
     /// Remove every flow of that scope that is not marked with the generation.
     Sweep {
         /// The mark.
@@ -241,6 +243,10 @@ impl Receiver {
                 self.transfer_flows += flows.len() as u64;
                 self.apply(flows.into_iter().map(Change::Put).collect());
             }
+            Frame::Affinities(_) if self.transfer.is_none() => {
+                return self.abort("affinities of no transfer");
+            }
+            Frame::Affinities(affinities) => self.outputs.push_back(Output::Keep(affinities)),
             Frame::End { at } => self.end(at),
             Frame::Digest { first, sums } => self.digest(first, sums),
             // Of a receiver.

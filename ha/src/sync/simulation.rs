@@ -3,13 +3,13 @@
 //! without anybody's doing. Whatever happened, once it is quiet the tables are the same, and both
 //! ends know it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::frame::{BucketSum, Frame, Name, Scope};
 use super::receiver::{self, Receiver};
 use super::source::{self, Source};
-use super::{BATCH, BUCKETS, BucketSet, Change, Flow, FlowKey};
+use super::{Affinity, BATCH, BUCKETS, BucketSet, Change, Flow, FlowKey};
 use crate::channel::hello::BootId;
 
 /// A small generator (xorshift64*), so that a seed is all there is to a run.
@@ -36,6 +36,13 @@ fn flow(n: u64, backend: u16) -> Flow {
     let client = std::net::Ipv4Addr::from_bits(0xc000_0200 + (n as u32 & 0xff)).into();
     let key = FlowKey { service: 1, client, port: (n >> 8) as u16 };
     Flow { key, backend, nat_port: 7, flags: 0, reply_flags: 0, idle_ms: 0, age_s: 0 }
+}
+
+/// What the source's clients keep to; told apart by their ages.
+const AFFINITIES: u32 = 900;
+
+fn affinity(n: u32) -> Affinity {
+    Affinity { service: 1, client: [192, 0, 2, 7].into(), backend: 1, age_ms: n }
 }
 
 fn identity(flow: &Flow) -> u64 {
@@ -70,6 +77,9 @@ struct Backup {
     sum: Option<(u64, Instant, Box<[BucketSum]>)>,
     /// What a walk of the source for it goes on from.
     cursor: Option<FlowKey>,
+    /// The same of affinities; and those that it has heard of.
+    kept_from: u32,
+    kept: BTreeSet<u32>,
 }
 
 struct World {
@@ -178,6 +188,15 @@ impl World {
                     *cursor = flows.last().map(|flow| flow.key).or(*cursor);
                     self.source
                         .handle_input(self.now, source::Input::Slice { peer, run, flows, last });
+                }
+                source::Output::WalkAffinities { peer, run, anew } => {
+                    let from = if anew { 0 } else { self.backups[peer].kept_from };
+                    let most = (from + 1 + self.random.below(BATCH as u64) as u32).min(AFFINITIES);
+                    self.backups[peer].kept_from = most;
+                    let affinities = (from..most).map(affinity).collect();
+                    let last = most == AFFINITIES;
+                    let input = source::Input::Affinities { peer, run, affinities, last };
+                    self.source.handle_input(self.now, input);
                 }
                 source::Output::Sum { run } => {
                     let half = sums(self.table.values());
@@ -330,6 +349,9 @@ impl World {
                         }
                     }
                 }
+                receiver::Output::Keep(affinities) => {
+                    backup.kept.extend(affinities.iter().map(|affinity| affinity.age_ms));
+                }
                 receiver::Output::Sweep { generation, scope } => {
                     backup.mark = generation;
                     let among = match &scope {
@@ -371,6 +393,8 @@ impl Backup {
             from: Link::default(),
             sum: None,
             cursor: None,
+            kept_from: 0,
+            kept: BTreeSet::new(),
         }
     }
 }
@@ -405,6 +429,7 @@ fn whatever_happens_the_tables_are_the_same_once_it_is_quiet() {
             let standing = world.backups[peer].receiver.standing();
             assert_eq!(standing, receiver::Standing::InSync, "seed {seed}, peer {peer}");
             assert_eq!(world.differences(peer), 0, "seed {seed}, peer {peer}");
+            assert!(world.backups[peer].kept.iter().copied().eq(0..AFFINITIES), "seed {seed}");
             let seen = world.source.standing(world.now, peer).unwrap();
             assert!(seen.in_sync && seen.lag_changes == 0, "seed {seed}: {seen:?}");
             let compared = seen.compared.unwrap();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::frame::{BucketSum, Compared, Frame, Name, Position, Scope};
 use super::journal::Journal;
-use super::{BATCH, BUCKETS, BucketSet, Change, Flow, WINDOW};
+use super::{Affinity, BATCH, BUCKETS, BucketSet, Change, Flow, WINDOW};
 use crate::channel::hello::BootId;
 
 /// How often the tables are compared, unless a test wants it otherwise.
@@ -56,6 +56,17 @@ pub enum Input {
         /// Whether the walk is over.
         last: bool,
     },
+    /// What [`Output::WalkAffinities`] asked for.
+    Affinities {
+        /// For whom.
+        peer: PeerId,
+        /// As it was asked for.
+        run: u64,
+        /// Some of them, [`BATCH`] at most.
+        affinities: Vec<Affinity>,
+        /// Whether the walk is over.
+        last: bool,
+    },
     /// What [`Output::Sum`] asked for. Every change that came before the end of that walk was given
     /// before this.
     Summed {
@@ -77,6 +88,15 @@ pub enum Output {
         /// For whom: each peer has a walk of its own.
         peer: PeerId,
         /// To be handed back: an answer to an older question is none.
+        run: u64,
+        /// From the beginning.
+        anew: bool,
+    },
+    /// The same of the table of affinities; answered by one [`Input::Affinities`].
+    WalkAffinities {
+        /// For whom.
+        peer: PeerId,
+        /// To be handed back.
         run: u64,
         /// From the beginning.
         anew: bool,
@@ -165,6 +185,9 @@ enum Step {
     Walk {
         anew: bool,
     },
+    Affinities {
+        anew: bool,
+    },
     End,
     /// Acknowledged when this frame is.
     Ended(u64),
@@ -220,6 +243,9 @@ impl Source {
             Input::Disconnected(id) => drop(self.peers.remove(&id)),
             Input::Frame(id, frame) => self.frame(now, id, frame),
             Input::Slice { peer, run, flows, last } => self.slice(peer, run, flows, last),
+            Input::Affinities { peer, run, affinities, last } => {
+                self.affinities(peer, run, affinities, last);
+            }
             Input::Summed { run, sums } => self.summed(now, run, sums),
         }
         self.pump(now);
@@ -365,6 +391,7 @@ impl Source {
             | Frame::Delta { .. }
             | Frame::Begin(_)
             | Frame::Slice(_)
+            | Frame::Affinities(_)
             | Frame::End { .. }
             | Frame::Digest { .. } => {}
         }
@@ -433,11 +460,31 @@ impl Source {
             flows.retain(|flow| only.contains(flow.key.bucket()));
         }
         if last {
-            transfer.step = Step::End;
+            transfer.step = match transfer.scope {
+                Scope::All => Step::Affinities { anew: true },
+                Scope::Buckets(_) => Step::End,
+            };
         }
         if !flows.is_empty() {
             transfer.flows += flows.len() as u64;
             self.outputs.push_back(peer.send(id, peer.cursor, Frame::Slice(flows)));
+        }
+    }
+
+    fn affinities(&mut self, id: PeerId, run: u64, affinities: Vec<Affinity>, last: bool) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.walking.take_if(|walking| *walking == run).is_none() {
+            return;
+        }
+        let Some(transfer) = &mut peer.transfer else { return };
+        if transfer.step != (Step::Affinities { anew: false }) {
+            return;
+        }
+        if last {
+            transfer.step = Step::End;
+        }
+        if !affinities.is_empty() {
+            self.outputs.push_back(peer.send(id, peer.cursor, Frame::Affinities(affinities)));
         }
     }
 
@@ -505,6 +552,13 @@ impl Source {
             Some(Step::Walk { anew }) if peer.walking.is_none() => {
                 self.run += 1;
                 let output = Output::Walk { peer: id, run: self.run, anew: *anew };
+                *anew = false;
+                peer.walking = Some(self.run);
+                Some(output)
+            }
+            Some(Step::Affinities { anew }) if peer.walking.is_none() => {
+                self.run += 1;
+                let output = Output::WalkAffinities { peer: id, run: self.run, anew: *anew };
                 *anew = false;
                 peer.walking = Some(self.run);
                 Some(output)
