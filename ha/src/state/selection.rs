@@ -5,7 +5,8 @@
 //! * A Backup selects nothing yet, but holds what the Active selects by, as long as the Active says
 //!   so and for a while after it has fallen silent. So at its takeover the tables are those of the
 //!   Active before it: no connection goes to a backend that was known to be down, and nobody is
-//!   moved to another.
+//!   moved to another. But not of a service of which the Active sees every backend down: nothing
+//!   can go on there, and it may be the Active that sees wrong, and gives way for that.
 //! * After the takeover that lasts, backend by backend, until the node's own checks have had their
 //!   say: they say the same, or as many probes have ended since then as it takes to turn a verdict
 //!   round (the greater of rise and fall). From then on its own verdict is one of this node as
@@ -13,7 +14,7 @@
 //!
 //! Pure, like everything here; it is asked for each backend, and holds what it needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::{Health, Target, View};
@@ -51,7 +52,11 @@ impl Selection {
     /// The Active says what it selects by: all of it.
     pub fn hold(&mut self, now: Instant, views: &BTreeMap<Target, View>) {
         if self.inherited.is_none() {
-            self.held = views.values().map(|view| (view.target, view.selects)).collect();
+            let service = |target: &Target| (target.service(), target.protocol);
+            let usable = views.values().filter(|view| view.selects != Health::Down);
+            let served: BTreeSet<_> = usable.map(|view| service(&view.target)).collect();
+            let held = views.values().filter(|view| served.contains(&service(&view.target)));
+            self.held = held.map(|view| (view.target, view.selects)).collect();
             self.held_at = Some(now);
         }
     }
@@ -160,7 +165,7 @@ mod tests {
         ] {
             let now = Instant::now();
             let mut selection = Selection::new(KEEP);
-            selection.hold(now, &said(&[held]));
+            selection.hold(now, &said(&[held, Up]));
             selection.activate(now, [(target(0), own(sees, 40))].into_iter());
             // However long it takes.
             let late = now + KEEP * 100;
@@ -168,6 +173,21 @@ mod tests {
             assert_eq!(lead, expected, "{held} {sees} {after}");
             assert_eq!(selection.inherited(), usize::from(expected.is_some()), "{held} {sees}");
         }
+    }
+
+    #[test]
+    fn an_active_that_sees_no_backend_of_a_service_leads_nobody_there() {
+        let now = Instant::now();
+        let mut selection = Selection::new(KEEP);
+        let mut views = said(&[Down, Down]);
+        let other = Target { port: 81, ..target(0) };
+        views.insert(other, View { target: other, sees: Up, selects: Up });
+        selection.hold(now, &views);
+        assert_eq!(selection.lead(now, &target(0), own(Up, 9)), None);
+        assert_eq!(selection.lead(now, &other, own(Down, 9)), Some(Up), "another service");
+        selection.activate(now, [(target(0), own(Up, 9)), (target(1), own(Down, 9))].into_iter());
+        assert_eq!(selection.inherited(), 0);
+        assert_eq!(selection.lead(now, &target(0), own(Up, 9)), None);
     }
 
     #[test]
@@ -189,7 +209,7 @@ mod tests {
         assert_eq!(selection.lead(now, &target(0), own(Up, 4)), None);
         selection.resign();
         assert_eq!(selection.lead(now, &target(0), own(Up, 4)), None, "held by nobody");
-        selection.hold(now, &said(&[Down]));
+        selection.hold(now, &said(&[Down, Up]));
         assert_eq!(selection.lead(now, &target(0), own(Up, 4)), Some(Down));
     }
 
@@ -197,7 +217,7 @@ mod tests {
     fn checks_that_begin_anew_have_their_say_too() {
         let now = Instant::now();
         let mut selection = Selection::new(KEEP);
-        selection.hold(now, &said(&[Down]));
+        selection.hold(now, &said(&[Down, Up]));
         selection.activate(now, [(target(0), own(Up, 40))].into_iter());
         assert_eq!(selection.lead(now, &target(0), own(Up, 1)), Some(Down));
         assert_eq!(selection.lead(now, &target(0), own(Up, 4)), None);
