@@ -143,6 +143,7 @@ impl Frame {
             | Self::Delta { .. }
             | Self::Begin(_)
             | Self::Slice(_)
+            | Self::Affinities(_)
             | Self::End { .. }
             | Self::Digest { .. } => true,
             Self::Subscribe { .. }
