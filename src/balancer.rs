@@ -177,6 +177,9 @@ impl Balancer {
         let socket = Socket::bind(&config.node.control)?;
         let new = |service: &Arc<Service>| Arc::new(Pool::new(Arc::clone(service)));
         let pools: Vec<_> = config.services.iter().map(new).collect();
+        let cluster = Cluster::new(&config.node.name, &config.node.state_dir);
+        // Before anything selects.
+        cluster::apply_settings(&cluster, &pools);
         let proxy = Proxy::start(&proxied(&pools), config.node.workers)?;
         // Before the election: no packet for a VIP may come before somebody holds it back.
         let datapath = Arc::new(OnceLock::new());
@@ -184,9 +187,8 @@ impl Balancer {
         start_datapath(&datapath, &config, &pools, &gates)?;
         let checks = Checks::start(&pools);
         let mut replication = None;
-        let mut cluster = Arc::new(Cluster::new(&config.node.name, Vec::new(), None));
         let mut journal = None;
-        let election = match with_channel(&config)? {
+        let (election, cluster) = match with_channel(&config)? {
             Some(ha) => {
                 let lease = match guard::post(&ha, &config.node.control) {
                     Some(lease) => lease,
@@ -196,15 +198,15 @@ impl Balancer {
                 let (handle, port) = driver::start(ha.clone(), Some(lease))?;
                 let peers = ha.channel.iter().flat_map(|channel| &channel.peers);
                 let names = peers.map(|peer| peer.name.clone()).collect();
-                cluster = Arc::new(Cluster::new(&config.node.name, names, port.as_ref()));
+                let cluster = Arc::new(cluster.with_peers(names, port.as_ref()));
                 journal = Journal::start(&config.node.state_dir, &ha, &handle, started)?;
                 if let Some(port) = port {
                     let (datapath, cluster) = (Arc::clone(&datapath), Arc::clone(&cluster));
                     replication = Some(replication::start(port, handle.view(), datapath, cluster)?);
                 }
-                Some((ha, handle))
+                (Some((ha, handle)), cluster)
             }
-            None => None,
+            None => (None, Arc::new(cluster)),
         };
         tracing::info!(
             node = config.node.name,
@@ -242,6 +244,7 @@ impl Balancer {
         let reloads = tokio::spawn(Arc::clone(&self).follow_hangup(hangup));
         let datapath = tokio::spawn(Arc::clone(&self).drive_datapath());
         let cluster = tokio::spawn(Arc::clone(&self).follow_cluster());
+        let keeps = tokio::spawn(Arc::clone(&self).keep_settings());
         let looks = tokio::spawn(Arc::clone(&self).look_around());
         let mut election = pin!(self.follow_election());
         notify(NotifyState::Ready);
@@ -266,6 +269,7 @@ impl Balancer {
         reloads.abort();
         datapath.abort();
         cluster.abort();
+        keeps.abort();
         looks.abort();
         if let Some(journal) = &self.journal {
             journal.finish();

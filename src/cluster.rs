@@ -3,10 +3,11 @@
 //!
 //! [`Cluster`] is the exchange with the peers; [`Follower`] brings the pools in line with it, says
 //! to the peers what they see, and notices when this node should give way. Neither decides
-//! anything: the machines of `baton_ha::state` do.
+//! anything: the machines of `baton_ha::state` do. [`kept`] is the file that settings are in.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,10 @@ use tokio::sync::{mpsc, watch};
 
 use crate::pool::{Member, Pool};
 
+pub mod kept;
+
+use kept::Kept;
+
 /// What the Active said is held for at least so long after it has fallen silent.
 const KEEP: Duration = Duration::from_secs(10);
 
@@ -34,6 +39,7 @@ pub struct Cluster {
     names: Vec<String>,
     news: watch::Sender<()>,
     gave_way: Mutex<Option<GaveWay>>,
+    kept: Mutex<Kept>,
 }
 
 /// The last time that this node gave way to one that sees more backends.
@@ -51,11 +57,21 @@ pub struct GaveWay {
 pub type Sights = BTreeMap<String, BTreeMap<Target, Health>>;
 
 impl Cluster {
-    /// A node's part, which knows nothing yet, with these peers in the order of the configuration.
-    pub fn new(node: &str, names: Vec<String>, port: Option<&PeerPort>) -> Self {
-        let to = port.map_or_else(Vec::new, |port| port.to.clone());
+    /// A node's part, which knows what it kept in that folder, and has no peers.
+    pub fn new(node: &str, folder: &Path) -> Self {
+        let (kept, remembered) = Kept::open(folder);
         let (shared, news) = (Mutex::new(Shared::new(node)), watch::Sender::new(()));
-        Self { shared, to, names, news, gave_way: Mutex::new(None) }
+        let (gave_way, kept) = (Mutex::new(None), Mutex::new(kept));
+        let cluster = Self { shared, to: Vec::new(), names: Vec::new(), news, gave_way, kept };
+        cluster.handle(Input::Remembered(remembered));
+        cluster
+    }
+
+    /// The same with these peers, in the order of the configuration.
+    pub fn with_peers(mut self, names: Vec<String>, port: Option<&PeerPort>) -> Self {
+        self.names = names;
+        self.to = port.map_or_else(Vec::new, |port| port.to.clone());
+        self
     }
 
     /// Takes in what happened, and sends what there is to be said.
@@ -82,6 +98,26 @@ impl Cluster {
     /// What operators have set.
     pub fn settings(&self) -> Vec<Setting> {
         self.read(|shared| shared.settings().each().collect())
+    }
+
+    /// Where they are kept, and how that goes.
+    pub fn kept(&self) -> Kept {
+        self.kept.lock().expect("no panic while it is held").clone()
+    }
+
+    /// Whether what is set now is on the disk.
+    pub fn is_kept(&self) -> bool {
+        self.kept().has(self.read(|shared| shared.settings().sum()))
+    }
+
+    /// Writes what is set to the disk, and waits for it, unless it is there. There is one caller.
+    pub fn keep(&self) {
+        if self.is_kept() {
+            return;
+        }
+        let settings = self.settings();
+        let written = kept::write(&self.kept().file, &settings);
+        self.kept.lock().expect("no panic while it is held").note(&settings, written);
     }
 
     /// What the checks of each peer say that can be asked now.

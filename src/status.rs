@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,6 +18,7 @@ use baton_ha::vrrp::Priority;
 use baton_ha::vrrp::router::{Reason, State};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::kept::Kept;
 use crate::cluster::{Cluster, GaveWay, Sights};
 use crate::datapath::Report;
 use crate::datapath::counters::Traffic;
@@ -87,6 +89,10 @@ pub struct SettingsStatus {
     pub known_to: Vec<String>,
     /// Peers that don't, or can't be asked.
     pub unknown_to: Vec<String>,
+    /// Where this node keeps it.
+    pub file: PathBuf,
+    /// Why it is not kept there.
+    pub trouble: Option<String>,
     /// What is set about backends that this node's file does not have.
     pub elsewhere: Vec<SettingStatus>,
 }
@@ -516,7 +522,9 @@ impl SettingsStatus {
             .iter()
             .filter(|setting| !here.contains(&setting.target) && !setting.value.is_default());
         let (known_to, unknown_to) = cluster.agreed();
-        Self { known_to, unknown_to, elsewhere: elsewhere.map(SettingStatus::of).collect() }
+        let Kept { file, trouble, .. } = cluster.kept();
+        let elsewhere = elsewhere.map(SettingStatus::of).collect();
+        Self { known_to, unknown_to, file, trouble, elsewhere }
     }
 }
 

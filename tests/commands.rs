@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,15 +29,34 @@ impl Daemon {
         let folder = tempfile::tempdir().unwrap();
         let text = configuration(&folder.path().join("control.sock"), grace, rest);
         std::fs::write(folder.path().join("baton.toml"), text).unwrap();
-        let child = Command::new(BATON)
-            .args(["run", "-c"])
-            .arg(folder.path().join("baton.toml"))
-            .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
+        let child = run(folder.path());
         let daemon = Self { folder, child };
         daemon.until("it answers", || daemon.ask(&["status"]).status.success());
         daemon
+    }
+
+    /// Kills it, has something happen to its folder, and starts it again.
+    fn kill_and_start_again(&mut self, meanwhile: impl FnOnce(&Path)) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        meanwhile(self.folder.path());
+        self.child = run(self.folder.path());
+        self.until("it answers", || self.ask(&["status"]).status.success());
+    }
+
+    /// Sets something, until it is on the disk: the machine may be busy.
+    fn have_kept(&self, args: &[&str]) {
+        self.until("kept", || {
+            let output = self.ask(args);
+            assert!(output.status.success(), "{output:?}");
+            !text(&output.stdout).contains("not on this node's disk")
+        });
+    }
+
+    /// What is set about the first backend of the first service: whether it is used, and its weight.
+    fn set(&self) -> (String, u64) {
+        let backend = &self.status()["services"][0]["backends"][0];
+        (backend["admin"].as_str().unwrap().to_owned(), backend["weight"].as_u64().unwrap())
     }
 
     fn socket(&self) -> PathBuf {
@@ -85,11 +104,20 @@ impl Drop for Daemon {
     }
 }
 
-fn configuration(socket: &std::path::Path, grace: &str, rest: &str) -> String {
-    let socket = socket.display();
+fn run(folder: &Path) -> Child {
+    Command::new(BATON)
+        .args(["run", "-c"])
+        .arg(folder.join("baton.toml"))
+        .stderr(std::fs::File::create(folder.join("log")).unwrap())
+        .spawn()
+        .unwrap()
+}
+
+fn configuration(socket: &Path, grace: &str, rest: &str) -> String {
+    let (socket, state) = (socket.display(), socket.with_file_name("state").display().to_string());
     format!(
-        "[node]\nname = \"n1\"\ncontrol = \"{socket}\"\nshutdown_grace = \"{grace}\"\n\
-         workers = 1\n{rest}"
+        "[node]\nname = \"n1\"\ncontrol = \"{socket}\"\nstate_dir = \"{state}\"\n\
+         shutdown_grace = \"{grace}\"\nworkers = 1\n{rest}"
     )
 }
 
@@ -272,6 +300,67 @@ fn drained_backends_keep_their_connections_and_disabled_ones_lose_them() {
     let unknown = daemon.ask(&["drain", "nobody"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(text(&unknown.stderr).contains("there are s/a, s/b"), "{unknown:?}");
+}
+
+#[test]
+fn what_an_operator_set_outlives_a_lone_daemon_that_is_killed() {
+    let listen = free();
+    let mut daemon =
+        Daemon::start("10s", &service("s", listen, &[("a", server("a")), ("b", server("b"))]));
+    daemon.have_kept(&["weight", "s/a", "7"]);
+    daemon.have_kept(&["drain", "s/a"]);
+    daemon.kill_and_start_again(|_| {});
+    assert_eq!(daemon.set(), ("drained".to_owned(), 7));
+    for _ in 0..6 {
+        assert_eq!(connect(listen).unwrap().1, "b");
+    }
+    // What is undone is so for good, too.
+    daemon.have_kept(&["enable", "s/a"]);
+    daemon.kill_and_start_again(|_| {});
+    assert_eq!(daemon.set(), ("enabled".to_owned(), 7));
+}
+
+#[test]
+fn a_damaged_file_of_settings_is_said_and_keeps_no_daemon_from_serving() {
+    let listen = free();
+    let mut daemon = Daemon::start("10s", &service("s", listen, &[("a", server("a"))]));
+    daemon.have_kept(&["drain", "s/a"]);
+    let file = daemon.folder.path().join("state/settings.json");
+    daemon.kill_and_start_again(|_| {
+        let whole = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    });
+    assert_eq!(daemon.set(), ("enabled".to_owned(), 1));
+    assert!(connect(listen).is_some());
+    assert!(daemon.log().contains("it is damaged"), "{}", daemon.log());
+    let told = daemon.ask(&["status"]);
+    assert!(text(&told.stdout).contains("! what operators set is not kept"), "{told:?}");
+    // It is replaced by what is set next.
+    daemon.have_kept(&["disable", "s/a"]);
+    assert_eq!(daemon.status()["settings"]["trouble"], Value::Null);
+    daemon.kill_and_start_again(|_| {});
+    assert_eq!(daemon.set().0, "disabled");
+}
+
+#[test]
+fn where_nothing_can_be_written_settings_hold_and_are_said_not_to_be_kept() {
+    let mut daemon = Daemon::start("10s", &service("s", free(), &[("a", server("a"))]));
+    // A folder that can't be made, by root neither: there is a file in its place.
+    daemon.kill_and_start_again(|folder| {
+        let _ = std::fs::remove_dir_all(folder.join("state"));
+        std::fs::write(folder.join("state"), "").unwrap();
+    });
+    let drained = daemon.ask(&["drain", "s/a"]);
+    assert!(drained.status.success(), "{drained:?}");
+    assert!(text(&drained.stdout).contains("it is not on this node's disk"), "{drained:?}");
+    assert_eq!(daemon.set().0, "drained");
+    let why = daemon.status()["settings"]["trouble"].as_str().unwrap().to_owned();
+    assert!(why.contains("can't be written"), "{why}");
+    // And where it can again, they are, without being said again.
+    std::fs::remove_file(daemon.folder.path().join("state")).unwrap();
+    daemon.until("kept", || daemon.status()["settings"]["trouble"].is_null());
+    daemon.kill_and_start_again(|_| {});
+    assert_eq!(daemon.set().0, "drained");
 }
 
 #[test]

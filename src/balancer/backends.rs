@@ -17,6 +17,8 @@ use crate::pool::{Admin, Member, Pool};
 /// How often the pools are brought in line where nothing is known to have changed: how late the
 /// peers may hear of a verdict.
 const FOLLOW: Duration = Duration::from_millis(50);
+/// When settings that could not be written are tried again, at the latest.
+const KEEP_AGAIN: Duration = Duration::from_secs(10);
 
 impl Balancer {
     /// Sets something about backends, for the whole cluster.
@@ -57,18 +59,29 @@ impl Balancer {
         Ok(Done { summary: format!("{summary}{}", self.told().await), steps })
     }
 
-    /// Whether the others know; it is not waited for long.
+    /// Whether the others know, and this node's disk; it is not waited for long.
     async fn told(&self) -> String {
         const PATIENCE: Duration = Duration::from_millis(500);
         let mut left = PATIENCE;
         loop {
             let (_, others) = self.cluster.agreed();
-            if others.is_empty() {
+            let kept = self.cluster.is_kept();
+            if others.is_empty() && kept {
                 return String::new();
             }
             if left.is_zero() {
-                let others = others.join(", ");
-                return format!("; {others} can't be told now, and learns it when it is back");
+                let mut untold = String::new();
+                if !others.is_empty() {
+                    let others = others.join(", ");
+                    untold = format!("; {others} can't be told now, and learns it when it is back");
+                }
+                if !kept {
+                    let kept = self.cluster.kept();
+                    let why = kept.trouble.as_deref().unwrap_or("is slow to write");
+                    untold +=
+                        &format!("; it is not on this node's disk: {} {why}", kept.file.display());
+                }
+                return untold;
             }
             let pause = Duration::from_millis(5);
             tokio::time::sleep(pause).await;
@@ -103,6 +116,26 @@ impl Balancer {
                 _ = news.changed() => {}
                 changed = view.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(FOLLOW) => {}
+            }
+        }
+    }
+
+    /// Keeps on the disk what operators have set, here or elsewhere. The disk is waited for apart
+    /// from everything else.
+    pub(super) async fn keep_settings(self: Arc<Self>) {
+        let mut news = self.cluster.news();
+        loop {
+            news.borrow_and_update();
+            let cluster = Arc::clone(&self.cluster);
+            if let Err(error) = tokio::task::spawn_blocking(move || cluster.keep()).await {
+                tracing::error!(%error, "settings are not kept");
+            }
+            // Views are news too; and a disk that was full may not be any more.
+            tokio::time::sleep(FOLLOW).await;
+            if self.cluster.is_kept() {
+                let _ = news.changed().await;
+            } else {
+                let _ = tokio::time::timeout(KEEP_AGAIN, news.changed()).await;
             }
         }
     }

@@ -67,6 +67,10 @@ impl Status {
 
 impl SettingsStatus {
     fn write(&self, text: &mut String) -> std::fmt::Result {
+        if let Some(why) = &self.trouble {
+            let file = self.file.display();
+            writeln!(text, "! what operators set is not kept: {file} {why}")?;
+        }
         for SettingStatus { service, backend, set, by } in &self.elsewhere {
             writeln!(
                 text,

@@ -31,8 +31,22 @@ pub use shared::Shared;
 
 /// A backend of a service, by their addresses: the same on every node, whatever the files call
 /// them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, SchemaRead, SchemaWrite)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    SchemaRead,
+    SchemaWrite,
+)]
 #[cfg_attr(test, derive(bincode::Encode, bincode::Decode))]
+#[serde(deny_unknown_fields)]
 pub struct Target {
     /// The service's VIP.
     pub vip: IpAddr,

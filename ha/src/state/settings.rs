@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::{Admin, Target};
@@ -20,8 +21,21 @@ pub const MOST_SETTINGS: usize = 4096;
 const LAST_COUNT: u64 = 1 << 62;
 
 /// What can be set about a backend. Each kind is a setting of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, SchemaRead, SchemaWrite)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    SchemaRead,
+    SchemaWrite,
+)]
 #[cfg_attr(test, derive(bincode::Encode, bincode::Decode))]
+#[serde(rename_all = "lowercase")]
 pub enum Value {
     /// Whether it is used.
     Admin(Admin),
@@ -42,8 +56,11 @@ pub enum Kind {
 pub type Key = (Target, Kind);
 
 /// How settings of the same thing are ordered: by their fields, the counter first.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, SchemaRead, SchemaWrite)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, SchemaRead, SchemaWrite,
+)]
 #[cfg_attr(test, derive(bincode::Encode, bincode::Decode))]
+#[serde(deny_unknown_fields)]
 pub struct Version {
     /// One more than any that the writer knew of.
     pub count: u64,
@@ -52,8 +69,9 @@ pub struct Version {
 }
 
 /// A setting.
-#[derive(Debug, Clone, PartialEq, Eq, SchemaRead, SchemaWrite)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
 #[cfg_attr(test, derive(bincode::Encode, bincode::Decode))]
+#[serde(deny_unknown_fields)]
 pub struct Setting {
     /// Of which backend.
     pub target: Target,
@@ -213,8 +231,7 @@ impl Settings {
 
     /// The same number wherever the same is set.
     pub fn sum(&self) -> u64 {
-        let one = |setting: Setting| super::frame::hash(&setting);
-        self.each().map(one).fold(0, u64::wrapping_add)
+        sum(self.each())
     }
 
     /// Whether a setting has room; the oldest one that says nothing makes it.
@@ -226,6 +243,12 @@ impl Settings {
         let oldest = idle.min_by_key(|(_, (_, version))| version).map(|(key, _)| *key);
         oldest.is_some_and(|key| self.all.remove(&key).is_some())
     }
+}
+
+/// [`Settings::sum`] of these.
+pub fn sum(settings: impl IntoIterator<Item = Setting>) -> u64 {
+    let one = |setting| super::frame::hash(&setting);
+    settings.into_iter().map(one).fold(0, u64::wrapping_add)
 }
 
 #[cfg(test)]
