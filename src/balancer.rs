@@ -59,6 +59,12 @@ pub struct Done {
     pub summary: String,
     /// Each step with the milliseconds since the command.
     pub steps: Vec<Step>,
+    /// Of a takeover or a yield: under which epoch the VIPs are held now, as far as it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// Where the nodes handed the VIPs over: flows that the new Active may lack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows_lacking: Option<u64>,
 }
 
 /// One step of a command.
@@ -66,14 +72,27 @@ pub struct Done {
 pub struct Step {
     /// Milliseconds since the command.
     pub t_ms: f64,
+    /// The node that did it, where more than one took part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// What was done.
     pub what: String,
 }
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for step in &self.steps {
-            writeln!(f, "{:9.3} ms  {}", step.t_ms, step.what)?;
+        let width = self.steps.iter().filter_map(|step| step.node.as_ref()).map(String::len).max();
+        for Step { t_ms, node, what } in &self.steps {
+            match width {
+                Some(width) => {
+                    let node = node.as_deref().unwrap_or_default();
+                    writeln!(f, "{t_ms:9.3} ms  {node:<width$}  {what}")?;
+                }
+                None => writeln!(f, "{t_ms:9.3} ms  {what}")?,
+            }
+        }
+        if let Some(lacking @ 1..) = self.flows_lacking {
+            writeln!(f, "! {lacking} flows, or changes of flows, were not replicated")?;
         }
         writeln!(f, "{}", self.summary)
     }
@@ -440,15 +459,15 @@ impl Balancer {
         Ok(ended)
     }
 
-    async fn takeover(&self) -> anyhow::Result<Done> {
-        let outcome = self.handle()?.takeover().await?;
-        tracing::info!("takeover by the operator");
-        Ok(Done::of(outcome, "this node is Active and holds the VIPs"))
+    async fn takeover(&self, force: bool) -> anyhow::Result<Done> {
+        let outcome = self.handle()?.takeover(force).await?;
+        tracing::info!(force, "takeover by the operator");
+        Ok(self.done(outcome, "this node is Active and holds the VIPs"))
     }
 
-    async fn yield_now(&self) -> anyhow::Result<Done> {
-        let outcome = self.handle()?.yield_now().await?;
-        tracing::info!("yield by the operator");
+    async fn yield_now(&self, force: bool) -> anyhow::Result<Done> {
+        let outcome = self.handle()?.yield_now(force).await?;
+        tracing::info!(force, "yield by the operator");
         let now = match &outcome.active {
             Some(heard) => match &heard.name {
                 Some(name) => format!("{name} ({}) is Active", heard.address),
@@ -456,7 +475,22 @@ impl Balancer {
             },
             None => "this node is no longer Active".into(),
         };
-        Ok(Done::of(outcome, &now))
+        Ok(self.done(outcome, &now))
+    }
+
+    fn done(&self, outcome: Outcome, summary: &str) -> Done {
+        let own = self.election.as_ref().map(|(ha, _)| ha.node.clone());
+        let step = |step: driver::Step| Step {
+            t_ms: millis(step.at),
+            node: step.peer.or_else(|| own.clone()),
+            what: step.what,
+        };
+        Done {
+            steps: outcome.steps.into_iter().map(step).collect(),
+            epoch: Some(outcome.epoch),
+            flows_lacking: outcome.lacking,
+            ..Done::simple(summary, Vec::new())
+        }
     }
 
     fn handle(&self) -> anyhow::Result<&Handle> {
@@ -499,9 +533,10 @@ impl Balancer {
         drop(live);
         tracing::info!(?changes, "configuration reloaded");
         let t_ms = millis(started.elapsed());
-        let steps: Vec<_> = changes.into_iter().map(|what| Step { t_ms, what }).collect();
+        let steps: Vec<_> =
+            changes.into_iter().map(|what| Step { t_ms, node: None, what }).collect();
         let summary = if steps.is_empty() { "the file says what it said" } else { "applied" };
-        Ok(Done { summary: summary.into(), steps })
+        Ok(Done::simple(summary, steps))
     }
 
     /// Reloads at each SIGHUP; those that come while it does so are one.
@@ -533,8 +568,8 @@ impl Answer for Balancer {
                 Ok(ended) => return Reply::ok(ended),
                 Err(error) => Err(error),
             },
-            Request::Takeover => self.takeover().await,
-            Request::Yield => self.yield_now().await,
+            Request::Takeover { force } => self.takeover(force).await,
+            Request::Yield { force } => self.yield_now(force).await,
             Request::Reload => self.reload().await,
             Request::SetBackend { backend, admin } => {
                 self.set_backend(&backend, Value::Admin(admin)).await
@@ -550,7 +585,10 @@ impl Answer for Balancer {
                 if let Some(journal) = journal {
                     journal.refused(&asked, &format!("{error:#}"));
                 }
-                Reply::Error(format!("{error:#}"))
+                match error.downcast_ref() {
+                    Some(driver::Refused::Unready(_)) => Reply::Unready(format!("{error:#}")),
+                    _ => Reply::Error(format!("{error:#}")),
+                }
             }
         }
     }
@@ -691,9 +729,9 @@ fn changes(old: &[Arc<Service>], new: &[Arc<Service>]) -> Vec<String> {
 }
 
 impl Done {
-    fn of(outcome: Outcome, summary: &str) -> Self {
-        let step = |(at, what)| Step { t_ms: millis(at), what };
-        Self { summary: summary.into(), steps: outcome.steps.into_iter().map(step).collect() }
+    /// What was done on this node alone.
+    pub(crate) fn simple(summary: &str, steps: Vec<Step>) -> Self {
+        Self { summary: summary.into(), steps, epoch: None, flows_lacking: None }
     }
 }
 

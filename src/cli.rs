@@ -46,6 +46,8 @@ pub enum Exit {
     Usage = 2,
     /// No daemon answers on the control socket.
     Unreachable = 3,
+    /// A handover did not come about and nothing was changed; `--force` would do it.
+    Unready = 4,
 }
 
 const EXIT_CODES: &str = "\
@@ -54,6 +56,14 @@ Exit codes:
   1  refused or failed; the reason is on standard error
   2  wrong arguments, or a configuration file that is wrong
   3  no daemon answers on the control socket";
+
+const HANDOVER_EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused or failed; the reason is on standard error
+  2  wrong arguments
+  3  no daemon answers on the control socket
+  4  the other node did not answer in time, or is not in sync: nothing was changed; see --force";
 
 const EXAMPLES: &str = "\
 First steps:
@@ -127,25 +137,24 @@ enum Command {
               value_parser = seconds)]
         watch: Option<Duration>,
     },
-    /// Make this node Active now, whoever is.
+    /// Make this node Active now.
     ///
-    /// It stays Active, whatever the priorities, until it yields, fails, or another node is told
-    /// to take over.
-    #[command(after_help = EXIT_CODES)]
-    Takeover {
-        #[command(flatten)]
-        asked: Asked,
-    },
-    /// Stop being Active now, and let another node claim the VIPs.
+    /// With a peer channel it asks the node that is: that one brings this node's flows up to date,
+    /// stops forwarding, has the last of them acknowledged, and gives the VIPs; each step is printed
+    /// with its time. Where it does not answer, or this node is not in sync, nothing is changed, and
+    /// --force decides. Without a peer channel, and with --force where it must, this node claims by
+    /// adverts alone. It stays Active, whatever the priorities, until it yields, fails, or another
+    /// node is told to take over.
+    #[command(after_help = HANDOVER_EXIT_CODES)]
+    Takeover(HandoverArgs),
+    /// Stop being Active now, and give the VIPs to another node.
     ///
-    /// Waits until another node is heard as Active. If none claims the VIPs within
-    /// Active_Down_Interval, this node takes them back and the command fails; until then nobody
-    /// has them.
-    #[command(after_help = EXIT_CODES)]
-    Yield {
-        #[command(flatten)]
-        asked: Asked,
-    },
+    /// With a peer channel to the first Backup that has this node's flows, as `takeover` there would.
+    /// Without one, and with --force where there is no such Backup, to whoever claims them: if
+    /// nobody does within Active_Down_Interval, this node takes them back and the command fails;
+    /// until then nobody has them.
+    #[command(after_help = HANDOVER_EXIT_CODES)]
+    Yield(HandoverArgs),
     /// Give a backend no new connections; those it has end by themselves.
     ///
     /// On all nodes, whichever is told, until `baton enable`: a takeover or a restart does not undo
@@ -308,6 +317,31 @@ struct Asked {
 }
 
 #[derive(Debug, Args)]
+struct HandoverArgs {
+    #[command(flatten)]
+    asked: Asked,
+    /// Also without the other node's answer, or its flows: connections that it lacks are lost.
+    #[arg(long)]
+    force: bool,
+    /// Wait for the end and print each step; the default.
+    #[arg(long, overrides_with = "no_wait")]
+    wait: bool,
+    /// Do not wait for the end: `baton status` tells what came of it.
+    #[arg(long, conflicts_with = "json")]
+    no_wait: bool,
+}
+
+impl HandoverArgs {
+    fn run(&self, request: &Request) -> anyhow::Result<()> {
+        if self.no_wait {
+            control::tell(&self.asked.socket.socket, request, PATIENCE)?;
+            return print("asked for; `baton status` tells what came of it\n");
+        }
+        command(&self.asked, request)
+    }
+}
+
+#[derive(Debug, Args)]
 struct SessionsArgs {
     #[command(subcommand)]
     command: Option<SessionsCommand>,
@@ -423,6 +457,8 @@ fn exit_of(error: &anyhow::Error) -> Exit {
         Exit::Usage
     } else if matches!(error.downcast_ref(), Some(control::AskError::Unreachable { .. })) {
         Exit::Unreachable
+    } else if error.is::<Unready>() {
+        Exit::Unready
     } else {
         Exit::Failed
     }
@@ -437,8 +473,8 @@ impl Command {
             Command::Status { socket, json, watch: Some(every) } => {
                 watch_status(&socket.socket, json, every)?;
             }
-            Command::Takeover { asked } => command(&asked, &Request::Takeover)?,
-            Command::Yield { asked } => command(&asked, &Request::Yield)?,
+            Command::Takeover(args) => args.run(&Request::Takeover { force: args.force })?,
+            Command::Yield(args) => args.run(&Request::Yield { force: args.force })?,
             Command::Drain(args) => args.set(Admin::Drained)?,
             Command::Enable(args) => args.set(Admin::Enabled)?,
             Command::Disable(args) => args.set(Admin::Disabled)?,
@@ -567,8 +603,14 @@ fn ask(socket: &Path, request: &Request) -> anyhow::Result<serde_json::Value> {
     match control::ask(socket, request, PATIENCE)? {
         Reply::Ok(value) => Ok(value),
         Reply::Error(why) => Err(anyhow::anyhow!(why)),
+        Reply::Unready(why) => Err(Unready(why).into()),
     }
 }
+
+/// What `--force` would have done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unready(String);
 
 /// Asks, and prints each step of the answer (or the answer itself as JSON).
 fn command(asked: &Asked, request: &Request) -> anyhow::Result<()> {

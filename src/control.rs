@@ -40,9 +40,15 @@ pub enum Request {
     /// A [`crate::status::Status`].
     Status,
     /// This node becomes Active now.
-    Takeover,
+    Takeover {
+        /// Whatever it costs.
+        force: bool,
+    },
     /// This node stops being Active now.
-    Yield,
+    Yield {
+        /// Whatever it costs.
+        force: bool,
+    },
     /// The configuration file is read again.
     Reload,
     /// [`crate::datapath::sessions::Sessions`].
@@ -70,8 +76,8 @@ impl Request {
     pub fn changes(&self) -> bool {
         match self {
             Self::Status | Self::Sessions(_) => false,
-            Self::Takeover
-            | Self::Yield
+            Self::Takeover { .. }
+            | Self::Yield { .. }
             | Self::Reload
             | Self::EndSessions(_)
             | Self::SetBackend { .. }
@@ -85,8 +91,10 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status => f.write_str("status"),
-            Self::Takeover => f.write_str("takeover"),
-            Self::Yield => f.write_str("yield"),
+            Self::Takeover { force: false } => f.write_str("takeover"),
+            Self::Takeover { force: true } => f.write_str("takeover --force"),
+            Self::Yield { force: false } => f.write_str("yield"),
+            Self::Yield { force: true } => f.write_str("yield --force"),
             Self::Reload => f.write_str("reload"),
             Self::Sessions(_) => f.write_str("sessions"),
             Self::EndSessions(_) => f.write_str("sessions kill"),
@@ -109,6 +117,8 @@ pub enum Reply {
     Ok(serde_json::Value),
     /// Not done, and why.
     Error(String),
+    /// Not done, nothing changed, and why; with `force` it would have been.
+    Unready(String),
 }
 
 impl Reply {
@@ -152,20 +162,33 @@ pub enum AskError {
 
 /// Asks the daemon and waits for its answer, at most `patience`.
 pub fn ask(socket: &Path, request: &Request, patience: Duration) -> Result<Reply, AskError> {
-    let stream = StdUnixStream::connect(socket).map_err(|source| match source.kind() {
+    exchange(connect(socket)?, request, patience)
+        .map_err(|source| AskError::NoAnswer { socket: socket.to_owned(), source })
+}
+
+/// Asks the daemon and leaves it alone with that.
+pub fn tell(socket: &Path, request: &Request, patience: Duration) -> Result<(), AskError> {
+    send(&mut connect(socket)?, request, patience)
+        .map_err(|source| AskError::NoAnswer { socket: socket.to_owned(), source })
+}
+
+fn connect(socket: &Path) -> Result<StdUnixStream, AskError> {
+    StdUnixStream::connect(socket).map_err(|source| match source.kind() {
         io::ErrorKind::PermissionDenied => AskError::Forbidden(socket.to_owned()),
         _ => AskError::Unreachable { socket: socket.to_owned(), source },
-    })?;
-    exchange(stream, request, patience)
-        .map_err(|source| AskError::NoAnswer { socket: socket.to_owned(), source })
+    })
+}
+
+fn send(stream: &mut StdUnixStream, request: &Request, patience: Duration) -> io::Result<()> {
+    stream.set_write_timeout(Some(patience))?;
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line)
 }
 
 fn exchange(mut stream: StdUnixStream, request: &Request, patience: Duration) -> io::Result<Reply> {
     stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
+    send(&mut stream, request, patience)?;
     let mut answer = String::new();
     BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer)?;
     if answer.is_empty() {

@@ -11,13 +11,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use baton_ha::channel::hello::BootId;
-use baton_ha::driver::{PeerEvent, PeerPort, View};
+use baton_ha::driver::{PeerEvent, PeerPort, Report, View};
 use baton_ha::io::timer::Timer;
 use baton_ha::state::shared;
-use baton_ha::sync::Frame;
 use baton_ha::sync::frame::{BucketSum, Compared};
 use baton_ha::sync::receiver::{self, Receiver};
 use baton_ha::sync::source::{self, DIGEST_INTERVAL, Source};
+use baton_ha::sync::{BATCH, Frame};
 use baton_ha::vrrp::router::State;
 use tokio::sync::{mpsc, watch};
 
@@ -42,6 +42,10 @@ const LOOK: Duration = Duration::from_millis(100);
 const TOGETHER: usize = 8;
 /// Between two passes that tell which flows were used.
 const REFRESH: Duration = Duration::from_secs(2);
+/// How long a peer may take to come as near as a frame, where the VIPs are to go to it.
+const CATCH_UP: Duration = Duration::from_millis(1500);
+/// How long its acknowledgement of the last delta may take; no packet passes meanwhile.
+const FLUSH: Duration = Duration::from_millis(100);
 /// A pass waits while a peer is that far behind.
 const REFRESH_BACKLOG: u64 = 4096;
 
@@ -113,6 +117,17 @@ struct Worker {
     refresh_at: Option<Instant>,
     refresh: Option<Refresh>,
     pace: Pace,
+    flush: Option<Flush>,
+}
+
+/// The VIPs are to go to a peer: what it is to acknowledge before.
+#[derive(Debug, Clone, Copy)]
+struct Flush {
+    place: usize,
+    run: u64,
+    /// Whether packets have ceased to pass: then nothing comes after the last delta.
+    is_last: bool,
+    until: Instant,
 }
 
 /// The kernel's side, once there is one.
@@ -169,6 +184,7 @@ impl Worker {
             refresh_at: None,
             refresh: None,
             pace: Pace::new(now),
+            flush: None,
         }
     }
 
@@ -223,6 +239,7 @@ impl Worker {
             self.receiver.poll_timeout(),
             self.look_at,
             self.refresh_at,
+            self.flush.map(|flush| flush.until),
             self.refresh.as_ref().map(|_| Instant::now() + Duration::from_millis(5)),
         ];
         timers.into_iter().flatten().fold(self.view_at, Instant::min)
@@ -250,13 +267,16 @@ impl Worker {
             Wake::Election | Wake::Ring | Wake::Time => {}
         }
         self.follow_election(now)?;
-        if self.pace.held(now).is_none() {
+        // A handover's last delta does not wait: no packet passes meanwhile.
+        let is_urgent = self.flush.is_some_and(|flush| flush.is_last);
+        if is_urgent || self.pace.held(now).is_none() {
             self.drain(now)?;
         }
         self.refresh(now)?;
         self.source.handle_timeout(now);
         self.receiver.handle_timeout(now);
         self.perform(now)?;
+        self.flush(now);
         if self.view_at <= now {
             self.view_at = now + VIEW;
             self.publish(now);
@@ -282,6 +302,7 @@ impl Worker {
             });
             datapath.end_flows(false);
             self.look_at = None;
+            self.report(Report::Replicates);
         }
         Ok(())
     }
@@ -291,6 +312,13 @@ impl Worker {
             PeerEvent::State { place, frame } => {
                 self.cluster.handle(shared::Input::Frame(place, frame));
             }
+            PeerEvent::CatchUp { place, run } => {
+                self.flush = Some(Flush { place, run, is_last: false, until: now + CATCH_UP });
+            }
+            PeerEvent::Flush { place, run } => {
+                self.flush = Some(Flush { place, run, is_last: true, until: now + FLUSH });
+            }
+            PeerEvent::FlushOver => self.flush = None,
             PeerEvent::Up { place, .. } => {
                 self.cluster.handle(shared::Input::Connected(place));
                 self.up[place] = true;
@@ -393,9 +421,41 @@ impl Worker {
         Ok(())
     }
 
+    /// Tells the driver when the peer that the VIPs are to go to has what it is to have.
+    fn flush(&mut self, now: Instant) {
+        let Some(Flush { place, run, is_last, until }) = self.flush else { return };
+        let of = self.datapath.get().map_or(0, |datapath| u64::from(datapath.flows().all));
+        let standing = self.source.standing(now, place);
+        let in_sync = standing.is_some_and(|standing| standing.in_sync);
+        let lacking = match standing {
+            Some(standing) if standing.in_sync => standing.lag_changes,
+            Some(standing) => of.saturating_sub(standing.snapshot_flows.unwrap_or(0)),
+            None => of,
+        };
+        let (near, late) = (lacking <= BATCH as u64, until <= now || !in_sync);
+        let report = match is_last {
+            true if self.source.is_flushed(place) => Report::Flushed { run, lacking: 0 },
+            true if late => Report::Flushed { run, lacking: lacking.max(1) },
+            false if in_sync && near => Report::CaughtUp { run },
+            false if late => Report::Behind { run, lacking, of },
+            true | false => return,
+        };
+        self.flush = None;
+        self.report(report);
+    }
+
+    fn report(&self, report: Report) {
+        // It has room for all that the driver asks at a time; who gets no answer gives up.
+        if let Err(error) = self.port.reports.try_send(report) {
+            tracing::debug!(%error, "a report was dropped");
+        }
+    }
+
     /// Tells peers which flows were used, so that they know how old each is.
     fn refresh(&mut self, now: Instant) -> Result<(), Error> {
-        let Some(tables) = self.tables.as_mut().filter(|_| self.active) else { return Ok(()) };
+        // Not while a peer is to come to the end of the journal.
+        let wanted = self.active && self.flush.is_none();
+        let Some(tables) = self.tables.as_mut().filter(|_| wanted) else { return Ok(()) };
         if self.refresh.is_none() && self.refresh_at.is_some_and(|at| at <= now) {
             let due = tables.replica.begin_refresh()?;
             self.refresh_at = Some(now + REFRESH);

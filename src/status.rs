@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use baton_ha::config::HaConfig;
-use baton_ha::driver::{Heard, PeerView, View};
+use baton_ha::driver::{Heard, PeerView, View, WaitingView};
 use baton_ha::state::settings::Kind;
 use baton_ha::state::{Setting, Target, Value};
 use baton_ha::vrrp::Priority;
@@ -185,12 +185,31 @@ pub struct Election {
     pub realtime: Result<(), String>,
     /// The other nodes: those of the configuration, then strangers that were heard.
     pub peers: Vec<PeerStatus>,
+    /// What this node waits for, if its priority is higher than the Active's.
+    pub waiting: Option<WaitingStatus>,
+    /// Which time of being Active this is, over all nodes, as far as this one has heard.
+    pub epoch: u64,
     /// The VIPs.
     pub vips: Vec<VipStatus>,
     /// Where adverts travel.
     pub paths: Vec<PathStatus>,
     /// What was counted, by name.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// A node of higher priority than the Active's, which does not have the VIPs yet.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WaitingStatus {
+    /// The Active.
+    pub active: String,
+    /// For how long it has waited, in seconds.
+    pub waited_s: f64,
+    /// How long it goes on waiting, in seconds; `None`: it has given up, and leaves the Active alone.
+    pub left_s: Option<f64>,
+    /// Why it does not have the VIPs yet.
+    pub why: Option<String>,
+    /// Which share of the Active's flows is here, where that is what it waits for.
+    pub share: Option<f64>,
 }
 
 /// Another node.
@@ -354,9 +373,24 @@ impl Election {
             advert_interval_ms: millis(ha.advert_interval.duration()),
             realtime: view.realtime.clone(),
             peers: peers(ha, view, now),
+            waiting: view.waiting.as_ref().map(|waiting| WaitingStatus::of(waiting, now)),
+            epoch: view.epoch,
             vips: view.vips.iter().map(VipStatus::of).collect(),
             paths: view.paths.iter().map(PathStatus::of).collect(),
             counters: view.counters.iter().map(|&(name, n)| (name.to_owned(), n)).collect(),
+        }
+    }
+}
+
+impl WaitingStatus {
+    fn of(view: &WaitingView, now: Instant) -> Self {
+        let seconds = |span: Duration| span.as_secs_f64();
+        Self {
+            active: view.peer.clone(),
+            waited_s: seconds(now.saturating_duration_since(view.since)),
+            left_s: view.until.map(|until| seconds(until.saturating_duration_since(now))),
+            why: view.why.clone(),
+            share: view.flows.map(|(here, of)| here as f64 / of.max(1) as f64),
         }
     }
 }

@@ -62,7 +62,7 @@ impl Pair {
         let socket = process::socket(&self.0.dir, relay);
         match ask(&socket, &request, Duration::from_secs(30)).map_err(|error| error.to_string())? {
             Reply::Ok(value) => Ok(value),
-            Reply::Error(why) => Err(why),
+            Reply::Error(why) | Reply::Unready(why) => Err(why),
         }
     }
 

@@ -12,7 +12,8 @@ use baton::lab::drill::report::{Report, Run};
 use lab_support::{baton, text};
 
 fn drill(fault: &str, mode: &str) -> Run {
-    let arguments = ["drill", fault, "--mode", mode, "--rate", "100", "--json"];
+    let (fault, times) = fault.split_once(' ').unwrap_or((fault, "1"));
+    let arguments = ["drill", fault, "--times", times, "--mode", mode, "--rate", "100", "--json"];
     let output =
         baton(&[&arguments[..], &["--report", "/dev/null"]].concat()).output().expect("it starts");
     assert!(output.status.success(), "{}", text(&output));
@@ -43,4 +44,17 @@ fn passthrough_connections_outlive_what_happens_to_the_active() {
 #[test]
 fn dsr_connections_do_too() {
     nothing_is_lost("power-off", "dsr");
+}
+
+#[test]
+fn planned_takeovers_back_and_forth_lose_nothing() {
+    nothing_is_lost("takeover 5", "passthrough");
+    nothing_is_lost("takeover 2", "dsr");
+}
+
+#[test]
+fn a_kill_in_the_middle_of_a_takeover_leaves_one_active_and_every_connection() {
+    for fault in ["takeover-kill", "takeover-kill-backup"] {
+        nothing_is_lost(fault, "passthrough");
+    }
 }

@@ -2,12 +2,17 @@
 
 mod ha_support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use baton_ha::channel::key::ClusterKey;
 use baton_ha::config::{ChannelConfig, HaConfig};
-use baton_ha::driver::{PeerEvent, PeerPort, start};
+use baton_ha::driver::{PeerEvent, PeerPort, Refused, Report, start};
 use baton_ha::sync::Frame;
 use baton_ha::vrrp::router::{Reason, State};
 use ha_support::*;
+use nix::sys::signal::Signal;
 
 #[test]
 #[ignore = "what the other tests start as a process of its own"]
@@ -154,4 +159,114 @@ fn of_two_that_were_apart_the_one_that_became_active_later_counts() {
     assert_eq!(older.view().reason, Reason::Deposed);
     stays(seconds(1), "the newer one stays", || newer.state() == State::Active);
     assert_eq!((newer.view().takeovers, newer.view().epoch), (1, older.view().epoch));
+}
+
+/// Two nodes whose flows are replicated, as far as the driver is told; the first is Active.
+fn replicating(lab: &Lab, priorities: [u8; 2], wait: Duration) -> [(Running, Sync); 2] {
+    let node = |node: usize| {
+        let spec = Spec { preempt: true, ..spec(priorities[node], 10) };
+        let mut config = HaConfig { preempt_wait: wait, ..spec.config(node) };
+        config.channel.as_mut().unwrap().replicates = true;
+        let (running, port) = run(lab, node, config);
+        (running, Sync::serve(port))
+    };
+    let first = node(0);
+    first.0.wait_for(State::Active, seconds(5));
+    let second = node(1);
+    until(seconds(5), "both are up", || is_up(&first.0) && is_up(&second.0));
+    [first, second]
+}
+
+/// What replication answers.
+struct Sync {
+    in_sync: Arc<AtomicBool>,
+}
+
+impl Sync {
+    fn serve(mut port: PeerPort) -> Self {
+        let in_sync = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&in_sync);
+        std::thread::spawn(move || {
+            while let Some(event) = port.events.blocking_recv() {
+                let report = match event {
+                    PeerEvent::CatchUp { run, .. } if told.load(Ordering::Relaxed) => {
+                        Report::CaughtUp { run }
+                    }
+                    PeerEvent::CatchUp { run, .. } => Report::Behind { run, lacking: 59, of: 100 },
+                    PeerEvent::Flush { run, .. } => Report::Flushed { run, lacking: 0 },
+                    _ => continue,
+                };
+                let _ = port.reports.blocking_send(report);
+            }
+        });
+        Self { in_sync }
+    }
+
+    fn set(&self) {
+        self.in_sync.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_node_of_higher_priority_comes_back_when_it_is_in_sync_and_shows_what_it_waits_for() {
+    let _alone = alone();
+    let lab = Lab::new(2);
+    let [(low, sync), (high, _sync)] = replicating(&lab, [100, 200], seconds(60));
+    until(seconds(5), "it says how far it is", || {
+        high.view().waiting.is_some_and(|waiting| waiting.flows == Some((41, 100)))
+    });
+    stays(seconds(1), "it waits", || high.state() == State::Backup);
+    let epoch = low.view().epoch;
+    sync.set();
+    high.wait_for(State::Active, seconds(5));
+    until(seconds(5), "the other gave", || low.view().reason == Reason::HandedOver);
+    let view = high.view();
+    assert_eq!((view.reason, view.waiting), (Reason::Preempted, None));
+    assert!(view.epoch > epoch, "{} after {epoch}", view.epoch);
+    lab.wait_for_holder(1, &[VIP4], seconds(5));
+}
+
+#[test]
+fn a_node_that_is_not_in_sync_gives_up_and_the_operator_decides() {
+    let _alone = alone();
+    let lab = Lab::new(2);
+    let [(low, _sync), (high, _other)] = replicating(&lab, [100, 200], seconds(1));
+    until(seconds(5), "it leaves the Active alone", || {
+        high.view().waiting.is_some_and(|waiting| waiting.until.is_none())
+    });
+    stays(seconds(1), "it stays", || high.state() == State::Backup);
+    let refused = high.block(async |handle| handle.takeover(false).await).unwrap_err();
+    let Refused::Unready(why) = refused else { panic!("{refused}") };
+    assert!(why.contains("59 of 100 not acknowledged"), "{why}");
+    assert_eq!((low.state(), high.state()), (State::Active, State::Backup));
+    let outcome = high.block(async |handle| handle.takeover(true).await).unwrap();
+    assert_eq!(outcome.lacking, Some(59));
+    high.wait_for(State::Active, seconds(5));
+    // And back, as the giver wants it: nobody holds then, and it is not in sync here either.
+    let refused = high.block(async |handle| handle.yield_now(false).await).unwrap_err();
+    assert!(matches!(refused, Refused::Unready(_)), "{refused}");
+    high.block(async |handle| handle.yield_now(true).await).unwrap();
+    low.wait_for(State::Active, seconds(5));
+}
+
+#[test]
+fn a_frozen_active_is_not_taken_over_from_unless_the_operator_insists() {
+    let _alone = alone();
+    let lab = Lab::new(2);
+    // Adverts every 2 s: the election itself is in no hurry.
+    let active = lab.spawn(0, &spec(200, 200));
+    lab.wait_for_holder(0, &[VIP4], seconds(12));
+    let (backup, _port) = run(&lab, 1, spec(100, 200).config(1));
+    until(seconds(5), "the channel is up", || is_up(&backup));
+    until(seconds(5), "it has heard the Active", || backup.view().active.is_some());
+    active.signal(Signal::SIGSTOP);
+    let refused = backup.block(async |handle| handle.takeover(false).await).unwrap_err();
+    let Refused::Unready(why) = refused else { panic!("{refused}") };
+    assert!(why.contains("n0 did not answer within 500 ms"), "{why}");
+    assert_eq!(backup.state(), State::Backup);
+    let outcome = backup.block(async |handle| handle.takeover(true).await).unwrap();
+    assert!(outcome.steps.iter().any(|step| step.what.contains("claiming all the same")));
+    backup.wait_for(State::Active, seconds(5));
+    active.signal(Signal::SIGCONT);
+    lab.wait_for_holder(1, &[VIP4], seconds(5));
 }

@@ -131,7 +131,7 @@ fn a_node_without_its_interface_waits_for_it() {
     let node = lab.start(0, &Spec::new(100, 5));
     stays(Duration::from_millis(500), "waits", || node.state() == State::Initialize);
     assert_eq!(node.view().reason, Reason::Fault);
-    let refused = node.block(async |handle| handle.takeover().await).unwrap_err();
+    let refused = node.block(async |handle| handle.takeover(false).await).unwrap_err();
     assert!(matches!(&refused, Refused::Fault(why) if why.contains("`front`")), "{refused}");
     lab.connect(0, "front");
     lab.wait_for_holder(0, &[VIP4, VIP6], seconds(5));
@@ -217,7 +217,7 @@ fn a_node_that_cannot_hold_every_vip_leaves_them_to_another() {
     let other = lab.start(1, &Spec::new(100, 10));
     other.wait_for(State::Active, seconds(3));
     lab.wait_for_holder(1, &[VIP4, VIP6], seconds(1));
-    let refused = broken.block(async |handle| handle.takeover().await).unwrap_err();
+    let refused = broken.block(async |handle| handle.takeover(false).await).unwrap_err();
     assert!(refused.to_string().contains(VIP6), "{refused}");
 }
 
@@ -289,27 +289,27 @@ fn takeover_and_yield_say_what_they_came_to() {
     second.wait_for(State::Backup, seconds(1));
     until(seconds(1), "heard", || second.view().active.is_some());
 
-    let outcome = second.block(async |handle| handle.takeover().await).unwrap();
+    let outcome = second.block(async |handle| handle.takeover(false).await).unwrap();
     println!("takeover: {:#?}", outcome.steps);
     assert!(outcome.active.is_none());
-    assert!(outcome.steps.iter().any(|(_, step)| step.contains("announced")), "{outcome:?}");
+    assert!(outcome.steps.iter().any(|step| step.what.contains("announced")), "{outcome:?}");
     lab.wait_for_holder(1, &[VIP4, VIP6], Duration::from_millis(500));
     // It is held, although the other one has the higher priority.
     stays(seconds(1), "held", || lab.holders(VIP4) == [1]);
     assert_eq!(second.view().priority.value(), 254);
 
-    let refused = first.block(async |handle| handle.yield_now().await).unwrap_err();
+    let refused = first.block(async |handle| handle.yield_now(false).await).unwrap_err();
     assert!(matches!(refused, Refused::NotActive), "{refused}");
-    let outcome = second.block(async |handle| handle.yield_now().await).unwrap();
+    let outcome = second.block(async |handle| handle.yield_now(false).await).unwrap();
     println!("yield: {:#?}", outcome.steps);
     assert_eq!(outcome.active.unwrap().name.as_deref(), Some("n0"));
     lab.wait_for_holder(0, &[VIP4, VIP6], seconds(1));
 
     second.shutdown();
-    let refused = first.block(async |handle| handle.yield_now().await).unwrap_err();
+    let refused = first.block(async |handle| handle.yield_now(false).await).unwrap_err();
     assert!(matches!(refused, Refused::Unclaimed(_)), "{refused}");
     assert_eq!(first.state(), State::Active);
-    assert!(second.block(async |handle| handle.takeover().await).is_err());
+    assert!(second.block(async |handle| handle.takeover(false).await).is_err());
 }
 
 #[test]

@@ -70,8 +70,25 @@ pub struct View {
     pub epoch: u64,
     /// Whether the driver's thread runs at real-time priority, with the reason where it does not.
     pub realtime: Result<(), String>,
+    /// What this node waits for, if it is to preempt.
+    pub waiting: Option<WaitingView>,
     /// Every counter by its name, in a fixed order; see [`Counter`].
     pub counters: Vec<(&'static str, u64)>,
+}
+
+/// A node of higher priority than the Active's, which does not take the VIPs yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitingView {
+    /// The Active.
+    pub peer: String,
+    /// Since when it waits.
+    pub since: Instant,
+    /// Until when; `None`: it has waited for long enough, and leaves the Active alone.
+    pub until: Option<Instant>,
+    /// Why it does not have the VIPs yet, in words.
+    pub why: Option<String>,
+    /// Flows that the Active knows to be here, and all that there are.
+    pub flows: Option<(u64, u64)>,
 }
 
 /// Another node, as its adverts show it.
@@ -162,6 +179,52 @@ pub enum PeerEvent {
         /// What it says.
         frame: state::Frame,
     },
+    /// The VIPs are to go to this peer: it is to have every flow but those of this moment.
+    /// Answered by [`Report::CaughtUp`] or [`Report::Behind`].
+    CatchUp {
+        /// Which peer.
+        place: usize,
+        /// To be handed back.
+        run: u64,
+    },
+    /// No packet passes any more: it is to acknowledge the last delta. Answered by
+    /// [`Report::Flushed`].
+    Flush {
+        /// Which peer.
+        place: usize,
+        /// To be handed back.
+        run: u64,
+    },
+    /// Neither is wanted any more.
+    FlushOver,
+}
+
+/// What whoever replicates tells the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    /// Flows are replicated from now on.
+    Replicates,
+    /// The peer has everything but for what is happening now.
+    CaughtUp {
+        /// As it was asked for.
+        run: u64,
+    },
+    /// It has not, or not in time.
+    Behind {
+        /// As it was asked for.
+        run: u64,
+        /// Flows that it has not acknowledged.
+        lacking: u64,
+        /// Flows that there are.
+        of: u64,
+    },
+    /// The last delta is acknowledged, but for so many changes.
+    Flushed {
+        /// As it was asked for.
+        run: u64,
+        /// Changes that are not acknowledged.
+        lacking: u64,
+    },
 }
 
 /// The replicating side of the peer channel.
@@ -172,12 +235,15 @@ pub struct PeerPort {
     pub to: Vec<mpsc::Sender<Vec<u8>>>,
     /// What happens. It has to be read: who lets it fill up loses connections.
     pub events: mpsc::Receiver<PeerEvent>,
+    /// Answers to the driver; a few.
+    pub reports: mpsc::Sender<Report>,
 }
 
 /// The driver's ends of a [`PeerPort`].
 pub(crate) struct PeerEnds {
     queues: Vec<mpsc::Receiver<Vec<u8>>>,
     events: mpsc::Sender<PeerEvent>,
+    reports: mpsc::Receiver<Report>,
 }
 
 impl PeerPort {
@@ -190,10 +256,10 @@ impl PeerPort {
 /// Commands to the driver.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Become Active now.
-    Takeover(oneshot::Sender<Result<Outcome, Refused>>),
-    /// Stop being Active now.
-    Yield(oneshot::Sender<Result<Outcome, Refused>>),
+    /// Become Active now; whatever it costs, or not.
+    Takeover(bool, oneshot::Sender<Result<Outcome, Refused>>),
+    /// Stop being Active now; whatever it costs, or not.
+    Yield(bool, oneshot::Sender<Result<Outcome, Refused>>),
     /// Yield and end the thread.
     Shutdown(oneshot::Sender<()>),
 }
@@ -201,10 +267,25 @@ pub(crate) enum Command {
 /// What a takeover or a yield came to.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// Each step with the time since the command.
-    pub steps: Vec<(Duration, String)>,
+    /// Each step, in the order of time.
+    pub steps: Vec<Step>,
+    /// Where the VIPs were handed over: flows, or changes of flows, that the new Active may lack.
+    pub lacking: Option<u64>,
+    /// The epoch at the end.
+    pub epoch: u64,
     /// The node that is Active now, if it is known: `None` names this node.
     pub active: Option<Heard>,
+}
+
+/// A step of a takeover or a yield.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Since the command.
+    pub at: Duration,
+    /// The peer that did it; `None`: this node.
+    pub peer: Option<String>,
+    /// What.
+    pub what: String,
 }
 
 /// Why a takeover or a yield did not come about.
@@ -226,6 +307,15 @@ pub enum Refused {
         .0.as_millis()
     )]
     Unclaimed(Duration),
+    /// The nodes did not come to an agreement; it can be done without.
+    #[error(
+        "nothing was changed: {0}. With --force it is done all the same: connections whose flows \
+         the other node lacks are lost"
+    )]
+    Unready(String),
+    /// It is not known what came of it, or not the time for it.
+    #[error("{0}")]
+    Left(String),
     /// Another command came before this one had come to its end.
     #[error("another command came in between")]
     Superseded,
@@ -260,14 +350,16 @@ impl Handle {
         self.recorder.clone()
     }
 
-    /// This node becomes Active now, whoever is; returns when it is.
-    pub async fn takeover(&self) -> Result<Outcome, Refused> {
-        self.ask(Command::Takeover).await?
+    /// This node becomes Active now, whoever is; returns when it is. With `force` it does so
+    /// without the Active's consent where it must.
+    pub async fn takeover(&self, force: bool) -> Result<Outcome, Refused> {
+        self.ask(|answer| Command::Takeover(force, answer)).await?
     }
 
-    /// This node stops being Active; returns when another has claimed the VIPs.
-    pub async fn yield_now(&self) -> Result<Outcome, Refused> {
-        self.ask(Command::Yield).await?
+    /// This node stops being Active; returns when another has claimed the VIPs. With `force` it does
+    /// so though no other has this node's flows.
+    pub async fn yield_now(&self, force: bool) -> Result<Outcome, Refused> {
+        self.ask(|answer| Command::Yield(force, answer)).await?
     }
 
     /// Yields, drops the VIPs and ends the thread.
@@ -324,7 +416,9 @@ pub fn start(
             // Each peer's window in both directions, bursts of its state, its comings and goings.
             let room = channel.peers.len().max(1) * (2 * WINDOW as usize + 48);
             let (events_in, events) = mpsc::channel(room);
-            (Some(PeerPort { to, events }), Some(PeerEnds { queues, events: events_in }))
+            let (reports, reports_out) = mpsc::channel(COMMANDS);
+            let ends = PeerEnds { queues, events: events_in, reports: reports_out };
+            (Some(PeerPort { to, events, reports }), Some(ends))
         }
         None => (None, None),
     };
@@ -401,6 +495,7 @@ impl View {
             paths: Vec::new(),
             peers: Vec::new(),
             epoch: 0,
+            waiting: None,
             realtime: Err("not started yet".to_owned()),
             counters: Vec::new(),
         }

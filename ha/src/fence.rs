@@ -62,6 +62,11 @@ impl Fence {
         self.holding
     }
 
+    /// An epoch that a handover named.
+    pub fn heard_of(&mut self, epoch: u64) {
+        self.highest = self.highest.max(epoch);
+    }
+
     /// This node is Active no more.
     pub fn release(&mut self) {
         self.holding = None;

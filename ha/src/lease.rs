@@ -135,6 +135,11 @@ impl Lease {
         }
     }
 
+    /// The same for the guard alone: silence goes on, and the VIPs stay.
+    pub fn hold(&self, length: Duration) {
+        self.page().until.store(now().saturating_add(nanos(length)), Ordering::Release);
+    }
+
     /// Silence from now on, before the VIPs are removed; the guard still sees to it that they are.
     pub fn close(&self) {
         if let Some(gate) = &self.gate {

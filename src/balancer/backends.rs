@@ -26,7 +26,7 @@ impl Balancer {
         let live = self.live.lock().await;
         let found = members(&live.pools, name);
         let mut steps = Vec::new();
-        let mut step = |what| steps.push(Step { t_ms: 0.0, what });
+        let mut step = |what| steps.push(Step { t_ms: 0.0, node: None, what });
         let was: Vec<_> = found.iter().map(|(_, member)| said(member, value)).collect();
         for (pool, member) in &found {
             self.cluster.set(pool.service.target(&member.backend), value)?;
@@ -56,7 +56,7 @@ impl Balancer {
             Value::Weight(None) => "new connections are shared by the file's weight",
         };
         drop(live);
-        Ok(Done { summary: format!("{summary}{}", self.told().await), steps })
+        Ok(Done::simple(&format!("{summary}{}", self.told().await), steps))
     }
 
     /// Whether the others know, and this node's disk; it is not waited for long.
@@ -144,7 +144,7 @@ impl Balancer {
     async fn give(self: Arc<Self>, handle: Handle, GiveWay { to, seen }: GiveWay) {
         let (here, there, to) = (seen.here, seen.there, self.cluster.name(to));
         tracing::warn!(here, there, peer = to, "gives way: that peer sees more healthy backends");
-        match handle.yield_now().await {
+        match handle.yield_now(true).await {
             Ok(_) => self.cluster.note_gave_way(GaveWay { at: Instant::now(), to, seen }),
             Err(error) => tracing::warn!(peer = to, "gave way in vain: {error}"),
         }

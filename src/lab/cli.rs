@@ -476,6 +476,10 @@ pub struct DrillArgs {
     /// held: how many of them survive. Not in mode proxy, where none can.
     #[arg(long, value_name = "NEW_PER_S", value_parser = clap::value_parser!(u32).range(1..=9000))]
     churn: Option<u32>,
+    /// `takeover`: how often, back and forth.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    times: u32,
     /// How often the drill is run, each time in a new lab.
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -513,6 +517,7 @@ impl DrillArgs {
             rate: self.rate,
             churn: self.churn,
             connections: self.connections as usize,
+            times: self.times as usize,
             runs: self.runs as usize,
             binary: program(self.binary.clone())?,
         };
@@ -547,6 +552,9 @@ impl DrillArgs {
             return Some(format!(
                 "keepalived has no command for '{fault}': write --relays baton, or another fault"
             ));
+        }
+        if self.times > 1 && self.fault != Fault::Takeover {
+            return Some("--times is for takeover: write --runs to do the drill again".into());
         }
         None
     }

@@ -74,7 +74,7 @@ pub(super) fn ask(socket: &Path) -> Option<Status> {
     const PATIENCE: Duration = Duration::from_millis(500);
     match control::ask(socket, &Request::Status, PATIENCE) {
         Ok(Reply::Ok(value)) => serde_json::from_value(value).ok(),
-        Ok(Reply::Error(_)) | Err(_) => None,
+        Ok(Reply::Error(_) | Reply::Unready(_)) | Err(_) => None,
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     BackendStatus, DatapathStatus, Election, GaveWayStatus, HookStatus, JournalStatus, PeerState,
-    ReplicationStatus, ServiceStatus, SettingStatus, SettingsStatus, Status,
+    ReplicationStatus, ServiceStatus, SettingStatus, SettingsStatus, Status, WaitingStatus,
 };
 use crate::datapath::counters::Traffic;
 use crate::pool::Admin;
@@ -164,6 +164,9 @@ impl Election {
             )?;
         }
         writeln!(text)?;
+        if let Some(waiting) = &self.waiting {
+            waiting.write(text)?;
+        }
         if let Err(why) = &self.realtime {
             writeln!(text, "! the HA thread has no real-time priority: {why}")?;
         }
@@ -241,6 +244,26 @@ impl Election {
 
     fn write_drops(&self, text: &mut String) -> std::fmt::Result {
         write_counted(text, "counted", &self.counters)
+    }
+}
+
+impl WaitingStatus {
+    fn write(&self, text: &mut String) -> std::fmt::Result {
+        let Self { active, waited_s, left_s, why, share } = self;
+        let why = why.as_deref().unwrap_or("it was just asked");
+        let waited = ago(*waited_s);
+        match (left_s, share) {
+            (Some(_), Some(share)) => {
+                let percent = (share * 100.0).floor();
+                writeln!(text, "waits to preempt {active}: snapshot {percent} %, {waited}")
+            }
+            (Some(_), None) => writeln!(text, "waits to preempt {active}: {why}, {waited}"),
+            (None, _) => writeln!(
+                text,
+                "! leaves {active} Active, though its priority is lower: {why}, after a wait of \
+                 preempt_wait; `baton takeover --force` does not wait"
+            ),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Heard, Outcome, Refused};
+use super::{Heard, Outcome, Refused, Step};
 
 /// How long a takeover may take until the VIPs are announced: the kernel was asked and is slow.
 const TAKEOVER: Duration = Duration::from_secs(10);
@@ -14,7 +14,8 @@ pub(super) struct Pending {
     pub(super) kind: Kind,
     started: Instant,
     pub(super) deadline: Instant,
-    steps: Vec<(Duration, String)>,
+    steps: Vec<Step>,
+    pub(super) lacking: Option<u64>,
     advertised: bool,
     answer: oneshot::Sender<Result<Outcome, Refused>>,
 }
@@ -36,6 +37,7 @@ impl Pending {
             started: now,
             deadline,
             steps: Vec::new(),
+            lacking: None,
             advertised: false,
             answer,
         }
@@ -53,6 +55,7 @@ impl Pending {
             started: now,
             deadline,
             steps: Vec::new(),
+            lacking: None,
             advertised: false,
             answer,
         }
@@ -69,12 +72,20 @@ impl Pending {
     }
 
     pub(super) fn step(&mut self, now: Instant, what: impl Into<String>) {
-        self.steps.push((self.elapsed(now), what.into()));
+        self.step_by(None, now, what.into());
+    }
+
+    /// A step of a peer's, which is known later than it was done.
+    pub(super) fn step_by(&mut self, peer: Option<String>, at: Instant, what: String) {
+        let at = at.saturating_duration_since(self.started);
+        let place = self.steps.partition_point(|step| step.at <= at);
+        self.steps.insert(place, Step { at, peer, what });
     }
 
     /// It came about; `active` is the node that is Active now, `None` for this one.
-    pub(super) fn succeed(self, active: Option<Heard>) {
-        let _ = self.answer.send(Ok(Outcome { steps: self.steps, active }));
+    pub(super) fn succeed(self, epoch: u64, active: Option<Heard>) {
+        let Self { steps, lacking, .. } = self;
+        let _ = self.answer.send(Ok(Outcome { steps, lacking, epoch, active }));
     }
 
     pub(super) fn refuse(self, why: Refused) {

@@ -16,10 +16,11 @@ use super::journal::Journal;
 use super::neighbors::Neighbors;
 use super::ports::Ports;
 use super::realtime;
-use super::{Command, PathView, PeerEnds, PeerEvent, PeerView, View, VipView};
+use super::{Command, PathView, PeerEnds, PeerEvent, PeerView, Report, View, VipView};
 use crate::channel::hello::BootId;
 use crate::config::HaConfig;
 use crate::fence::Fence;
+use crate::handover;
 use crate::heart::{self, Heart};
 use crate::io::netlink::{Event, Netlink, Ticket, Watch};
 use crate::io::timer::Timer;
@@ -28,8 +29,10 @@ use crate::node::{Input, Node};
 use crate::record::memory::Memory;
 use crate::record::{Recorder, What};
 use crate::vrrp::Priority;
+use crate::vrrp::router::PreemptBy;
 
 mod act;
+mod hand;
 mod hear;
 mod note;
 mod obey;
@@ -60,6 +63,14 @@ pub(super) struct Driver {
     channels: Option<Channels>,
     /// To whoever replicates.
     peer_events: Option<mpsc::Sender<PeerEvent>>,
+    reports: Option<mpsc::Receiver<Report>>,
+    /// Where there is a peer channel.
+    handover: Option<handover::Machine>,
+    /// What it was told last.
+    election: Option<handover::Election>,
+    preempt_by: PreemptBy,
+    /// Whether VIPs were announced that it was not told of yet.
+    announced: bool,
     heartbeat_at: Option<Instant>,
     /// Between two heartbeats.
     heartbeat: Duration,
@@ -145,11 +156,13 @@ impl Driver {
             .map_err(doing("ask the kernel over netlink"))?;
         let now = Instant::now();
         let boot = BootId::draw().map_err(doing("draw a boot id"))?;
-        let (channels, peer_events) = match (&config.channel, peers) {
-            (Some(channel), Some(ends)) => {
-                (Some(Channels::new(channel, &config.node, boot, ends.queues)), Some(ends.events))
-            }
-            (_, _) => (None, None),
+        let (channels, peer_events, reports) = match (&config.channel, peers) {
+            (Some(channel), Some(ends)) => (
+                Some(Channels::new(channel, &config.node, boot, ends.queues)),
+                Some(ends.events),
+                Some(ends.reports),
+            ),
+            (_, _) => (None, None, None),
         };
         let fence = Fence::new(config.channel.as_ref().map_or(0, |channel| channel.peers.len()));
         let peers = config.channel.iter().flat_map(|channel| &channel.peers);
@@ -160,6 +173,14 @@ impl Driver {
             Err(_) if configured <= heart::QUICK => SLOW_HEARTBEAT,
             Ok(()) | Err(_) => configured,
         };
+        let handover = config.channel.as_ref().map(|channel| {
+            handover::Machine::new(handover::Config {
+                peers: channel.peers.len(),
+                advert_interval: config.advert_interval.duration(),
+                preempt_wait: config.preempt_wait,
+                replicates: channel.replicates,
+            })
+        });
         let mut driver = Self {
             heart: Heart::new(
                 now,
@@ -172,6 +193,11 @@ impl Driver {
             heartbeat_at: channels.as_ref().map(|_| now),
             channels,
             peer_events,
+            reports,
+            handover,
+            election: None,
+            preempt_by: PreemptBy::default(),
+            announced: false,
             active_lease: None,
             fence,
             node: Node::new(&config),
@@ -236,8 +262,9 @@ impl Driver {
         let pending = self.pending.as_ref().map(|pending| pending.deadline);
         let channels = self.channels.as_ref().and_then(Channels::next_deadline);
         let machines = [self.node.poll_timeout(), self.heart.poll_timeout()];
+        let handover = self.handover.as_ref().and_then(handover::Machine::poll_timeout);
         let own = machines.into_iter().chain([self.publish_at, self.retry_at, pending]);
-        own.chain([channels, self.heartbeat_at]).flatten().min()
+        own.chain([channels, self.heartbeat_at, handover]).flatten().min()
     }
 
     /// Waits until there is something to do; what, is looked at after, in a fixed order.
@@ -254,9 +281,24 @@ impl Driver {
             }
         });
         let Netlink { events, snapshots, .. } = &mut self.netlink;
+        let reports = &mut self.reports;
+        let report = async {
+            match reports {
+                Some(reports) => reports.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = readable => Wake::Look,
+            report = report => match report {
+                Some(report) => Wake::Report(report),
+                // Nobody replicates any more.
+                None => {
+                    self.reports = None;
+                    Wake::Look
+                }
+            },
             event = events.recv() => event.map_or(Wake::KernelGone, Wake::Kernel),
             Ok(()) = snapshots.changed() => {
                 snapshots.mark_changed();
@@ -293,6 +335,7 @@ impl Driver {
         let mut command = None;
         match wake {
             Wake::Look | Wake::KernelGone => {}
+            Wake::Report(report) => self.report(report).await,
             Wake::Kernel(event) => self.deferred.push_back(event),
             Wake::Command(received) => command = Some(received),
         }
@@ -316,6 +359,7 @@ impl Driver {
         self.node.handle_timeout(now);
         self.perform().await;
         self.heed().await;
+        self.hand_over(now).await;
         self.give_up(now);
         self.record_news(now);
         if flow == Flow::End || self.publish_at.is_some_and(|at| at <= Instant::now()) {
@@ -525,6 +569,7 @@ impl Driver {
         self.view.send_replace(View {
             peers: peers.collect(),
             epoch: self.fence.epoch(),
+            waiting: self.waiting(),
             state: self.node.state(),
             reason: self.node.reason(),
             since: self.since.0,
@@ -546,6 +591,7 @@ enum Wake {
     /// Something is there; or time has passed.
     Look,
     Kernel(Event),
+    Report(Report),
     /// The netlink thread has ended: without it the VIPs can't be held.
     KernelGone,
     Command(Command),

@@ -48,6 +48,10 @@ impl Giving {
         matches!(self.stage, Stage::Frozen { .. })
     }
 
+    pub(super) fn is_over(&self) -> bool {
+        self.stage == Stage::Given
+    }
+
     fn is(&self, peer: PeerId, run: u64) -> bool {
         self.peer == peer && self.run == run
     }

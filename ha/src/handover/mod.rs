@@ -350,6 +350,11 @@ impl Machine {
         matches!(self.state, State::Giving(giving) if giving.is_frozen())
     }
 
+    /// Whether flows are replicated, so that VIPs do not move before they are.
+    pub fn replicates(&self) -> bool {
+        self.config.replicates
+    }
+
     /// Whether an operator's command is under way.
     pub fn has_command(&self) -> bool {
         self.command.is_some()
@@ -394,9 +399,8 @@ impl Machine {
                 self.send(asked.peer, Handover::Cancel { run: asked.run });
                 self.idle();
             }
-            State::Insisting { .. } | State::Taking { .. } if election.role != before.role => {
-                self.idle();
-            }
+            State::Taking { .. } if !active && before.role == Role::Active => self.idle(),
+            State::Insisting { .. } if election.role != before.role => self.idle(),
             State::Giving(giving) => self.giver_elected(now, giving),
             State::Idle
             | State::Asking { .. }
@@ -445,6 +449,8 @@ impl Machine {
 
     fn takeover(&mut self, now: Instant, force: bool) {
         match self.state {
+            // Given is given, whether or not the other has said that it has them.
+            State::Giving(giving) if giving.is_over() => {}
             State::Willing { .. } | State::Taking { .. } | State::Giving(_) => {
                 return self.outputs.push_back(Output::Refused(Refusal::Busy));
             }

@@ -702,6 +702,8 @@ fn a_handover_moves_the_vips_and_takes_a_few_milliseconds() {
         assert_eq!((world.actives(), world.takes), (vec![1], 1), "{which}");
         assert!(world.nodes[1].epoch > epoch && world.nodes[1].refused.is_none());
         assert!(world.now - before < 15 * MS);
+        let idle = |node: &Node| node.machine.state == super::State::Idle;
+        assert!(world.nodes.iter().all(idle), "both know that it is done");
         world.settle();
         assert_eq!(world.actives(), [1], "it stays");
     }

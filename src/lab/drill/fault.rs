@@ -22,6 +22,15 @@ const RESTART_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a relay may take to do what a command asks; a yield waits for its Backup.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
 
+/// How long a relay may take to be in sync after a takeover.
+const SYNC_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two takeovers.
+const BETWEEN: Duration = Duration::from_millis(150);
+/// How long a takeover may take to answer whose other end was killed.
+const KILLED_PATIENCE: Duration = Duration::from_secs(15);
+/// A kill in the middle comes so soon after the command at the latest.
+const MIDDLE: Duration = Duration::from_millis(8);
+
 /// What is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -36,6 +45,11 @@ pub enum Fault {
     PowerOff,
     /// `baton takeover` on the Backup.
     Takeover,
+    /// SIGKILL of the Active's daemon in the middle of `baton takeover` on the Backup; started again
+    /// later.
+    TakeoverKill,
+    /// SIGKILL of the Backup's daemon in the middle of `baton takeover` there; started again later.
+    TakeoverKillBackup,
     /// `baton yield` on the Active.
     Yield,
     /// SIGTERM of the Active's daemon; started again at once.
@@ -88,6 +102,8 @@ impl Fault {
             Self::LinkDown => "link-down",
             Self::PowerOff => "power-off",
             Self::Takeover => "takeover",
+            Self::TakeoverKill => "takeover-kill",
+            Self::TakeoverKillBackup => "takeover-kill-backup",
             Self::Yield => "yield",
             Self::Restart => "restart",
             Self::BackendKill => "backend-kill",
@@ -113,11 +129,13 @@ impl Fault {
             | Self::LinkDown
             | Self::PowerOff
             | Self::Takeover
+            | Self::TakeoverKill
             | Self::Yield
             | Self::Restart
             | Self::BackLinkDown => Holder::Backup,
             Self::BackendKill
             | Self::BackendHang
+            | Self::TakeoverKillBackup
             | Self::ChannelCut
             | Self::OneWayIn
             | Self::RestartInSnapshot
@@ -147,15 +165,26 @@ impl Fault {
         matches!(self, Self::RestartInSnapshot | Self::JournalFull)
     }
 
+    fn hits_backend(self) -> bool {
+        matches!(self, Self::BackendKill | Self::BackendHang)
+    }
+
     /// Whether it is a command of Baton's, which keepalived has not.
     pub fn is_command(self) -> bool {
-        matches!(self, Self::Takeover | Self::Yield)
+        matches!(self, Self::Takeover | Self::TakeoverKill | Self::TakeoverKillBackup | Self::Yield)
     }
 
     /// Whether the old Active is left as it is, VIP and all, so that only the kernel can take
     /// the VIP away from it.
     pub fn leaves_vip(self) -> bool {
-        matches!(self, Self::Kill | Self::Pause | Self::PowerOff)
+        matches!(
+            self,
+            Self::Kill
+                | Self::Pause
+                | Self::PowerOff
+                | Self::TakeoverKill
+                | Self::TakeoverKillBackup
+        )
     }
 
     /// Whether there is anything to make good afterwards.
@@ -193,6 +222,15 @@ pub(super) struct Deed {
     pub(super) node: String,
     /// What.
     pub(super) what: String,
+    /// Where it was planned takeovers: when each was asked for, and how long it took.
+    pub(super) takeovers: Vec<(Instant, Duration)>,
+}
+
+impl Deed {
+    fn new(at: Instant, node: &str, what: impl Into<String>) -> Self {
+        let (node, what) = (node.to_owned(), what.into());
+        Self { at, done: Instant::now(), node, what, takeovers: Vec::new() }
+    }
 }
 
 /// The means to do it without delay: made before the canaries start.
@@ -216,7 +254,15 @@ impl Hand {
     }
 
     /// Breaks it.
-    pub(super) fn inject(&self, lab: &mut Lab, fault: Fault) -> Result<Deed, LabError> {
+    pub(super) fn inject(
+        &self,
+        lab: &mut Lab,
+        fault: Fault,
+        times: usize,
+    ) -> Result<Deed, LabError> {
+        if fault == Fault::Takeover && times > 1 {
+            return self.back_and_forth(lab, times);
+        }
         let Cast { active, backup, .. } = &self.cast;
         let pids = self.victims(lab, fault)?;
         let ports = self.ports(lab);
@@ -244,8 +290,12 @@ impl Hand {
                 send(&pids, Signal::SIGKILL)?;
                 (active, "powered off: both links cut, processes gone".to_owned())
             }
-            Fault::Takeover => self.ask(lab, &self.cast.backup, &Request::Takeover)?,
-            Fault::Yield => self.ask(lab, active, &Request::Yield)?,
+            Fault::Takeover => self.ask(lab, backup, &Request::Takeover { force: false })?,
+            Fault::TakeoverKill | Fault::TakeoverKillBackup => {
+                let victim = if fault == Fault::TakeoverKill { active } else { backup };
+                (victim, self.kill_in_the_middle(lab, &pids)?)
+            }
+            Fault::Yield => self.ask(lab, active, &Request::Yield { force: false })?,
             Fault::Restart => self.restart(lab)?,
             Fault::BackendKill => {
                 send(&pids, Signal::SIGKILL)?;
@@ -284,7 +334,62 @@ impl Hand {
                 (backup, "a node of another version in its place".to_owned())
             }
         };
-        Ok(Deed { at, done: Instant::now(), node: node.clone(), what })
+        Ok(Deed::new(at, node, what))
+    }
+
+    /// `baton takeover` on each of the two in turn, as soon as it is in sync.
+    fn back_and_forth(&self, lab: &Lab, times: usize) -> Result<Deed, LabError> {
+        let Cast { active, backup, .. } = &self.cast;
+        let begun = Instant::now();
+        let mut takeovers = Vec::new();
+        for number in 0..times {
+            let node = if number % 2 == 0 { backup } else { active };
+            let deadline = Instant::now() + SYNC_PATIENCE;
+            let socket = crate::lab::process::socket(&lab.dir, node);
+            loop {
+                let at = Instant::now();
+                let request = Request::Takeover { force: false };
+                let why = match control::ask(&socket, &request, COMMAND_PATIENCE) {
+                    Ok(Reply::Ok(_)) => {
+                        takeovers.push((at, at.elapsed()));
+                        break;
+                    }
+                    // Not in sync yet: nothing has changed.
+                    Ok(Reply::Unready(_)) if Instant::now() < deadline => None,
+                    Ok(Reply::Unready(why) | Reply::Error(why)) => Some(why),
+                    Err(error) => Some(error.to_string()),
+                };
+                if let Some(why) = why {
+                    let doing = format!("takeover {} of {times}, on {node}", number + 1);
+                    return Err(io::Error::other(why)).doing(doing);
+                }
+                super::interrupt::sleep(Duration::from_millis(20))?;
+            }
+            super::interrupt::sleep(BETWEEN)?;
+        }
+        let what = format!("`baton takeover`, then on the other relay, {times} times in all");
+        Ok(Deed { takeovers, ..Deed::new(begun, backup, what) })
+    }
+
+    /// Kills while a takeover is on its way; a handover takes a few milliseconds.
+    fn kill_in_the_middle(&self, lab: &Lab, pids: &[i32]) -> Result<String, LabError> {
+        let socket = crate::lab::process::socket(&lab.dir, &self.cast.backup);
+        let begun = Instant::now();
+        let asking = std::thread::spawn(move || {
+            control::ask(&socket, &Request::Takeover { force: false }, KILLED_PATIENCE)
+        });
+        // The clock is as good a die as any.
+        let jitter = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let jitter = jitter.unwrap_or_default().subsec_micros() % MIDDLE.as_micros() as u32;
+        std::thread::sleep(Duration::from_micros(jitter.into()));
+        send(pids, Signal::SIGKILL)?;
+        let killed = ms(begun.elapsed());
+        let came_of_it = match asking.join().expect("it does not panic") {
+            Ok(Reply::Ok(_)) => "it reports success".to_owned(),
+            Ok(Reply::Unready(why) | Reply::Error(why)) => format!("it reports: {why}"),
+            Err(error) => format!("no answer: {error}"),
+        };
+        Ok(format!("daemon killed (SIGKILL) {killed} ms after `baton takeover`; {came_of_it}"))
     }
 
     /// Makes it good. `None`: there is nothing to be made good.
@@ -297,9 +402,13 @@ impl Hand {
         let ports = self.ports(lab);
         let at = Instant::now();
         let (node, what) = match fault {
-            Fault::Kill => {
+            Fault::Kill | Fault::TakeoverKill => {
                 lab.start_relay(active)?;
                 (active, "daemon started again")
+            }
+            Fault::TakeoverKillBackup => {
+                lab.start_relay(&self.cast.backup)?;
+                (&self.cast.backup, "daemon started again")
             }
             Fault::Pause => {
                 send(&pids, Signal::SIGCONT)?;
@@ -353,18 +462,19 @@ impl Hand {
             | Fault::RestartBoth
             | Fault::RestartInSnapshot => return Ok(None),
         };
-        let (node, what) = (node.clone(), what.to_owned());
-        Ok(Some(Deed { at, done: Instant::now(), node, what }))
+        Ok(Some(Deed::new(at, node, what)))
     }
 
     /// The processes that a fault hits. Everything of a relay's namespace is its daemon's, but
     /// Baton is one process: what else there is are commands and checks.
     fn victims(&self, lab: &mut Lab, fault: Fault) -> Result<Vec<i32>, LabError> {
-        let of_backend = matches!(fault, Fault::BackendKill | Fault::BackendHang);
-        let (node, name) =
-            if of_backend { (&self.cast.backend, "echo") } else { (&self.cast.active, "relay") };
+        let (node, name) = match fault {
+            _ if fault.hits_backend() => (&self.cast.backend, "echo"),
+            Fault::TakeoverKillBackup => (&self.cast.backup, "relay"),
+            _ => (&self.cast.active, "relay"),
+        };
         let everything = fault == Fault::PowerOff || !lab.options.software.is_baton();
-        if !of_backend && everything {
+        if !fault.hits_backend() && everything {
             return lab.netns(node).pids().doing("listing the relay's processes");
         }
         Ok(lab.process(node, name).map(|process| process.pid()).into_iter().collect())
@@ -383,8 +493,9 @@ impl Hand {
     /// Has the Backup take over, to see that it can.
     pub(super) fn prove(&self, lab: &Lab) -> Result<Deed, LabError> {
         let at = Instant::now();
-        let (node, what) = self.ask(lab, &self.cast.backup, &Request::Takeover)?;
-        Ok(Deed { at, done: Instant::now(), node: node.clone(), what })
+        let request = Request::Takeover { force: false };
+        let (node, what) = self.ask(lab, &self.cast.backup, &request)?;
+        Ok(Deed::new(at, node, what))
     }
 
     /// The switch's ports of the Active, front first.
@@ -401,11 +512,12 @@ impl Hand {
         request: &Request,
     ) -> Result<(&'a String, String), LabError> {
         let begun = Instant::now();
-        let command = if *request == Request::Yield { "yield" } else { "takeover" };
+        let yields = matches!(request, Request::Yield { .. });
+        let command = if yields { "yield" } else { "takeover" };
         let socket = crate::lab::process::socket(&lab.dir, node);
         let answer = match control::ask(&socket, request, COMMAND_PATIENCE) {
             Ok(Reply::Ok(_)) => Ok(()),
-            Ok(Reply::Error(why)) => Err(why),
+            Ok(Reply::Error(why) | Reply::Unready(why)) => Err(why),
             Err(error) => Err(error.to_string()),
         };
         answer.map_err(io::Error::other).doing(format!("`baton {command}` on {node}"))?;

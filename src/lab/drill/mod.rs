@@ -29,7 +29,7 @@ use canary::{Ledger, Worker, fresh, read, steady, udp};
 use fault::{Cast, Deed, Fault, Hand, Holder};
 use outage::Attempt;
 pub use render::render;
-use report::{Churned, Connections, OutageMs, Report, Run, ms};
+use report::{Churned, Connections, OutageMs, Report, Run, Takeovers, ms};
 
 use super::process::Lifetime;
 use super::topology::{ECHO_PORT, Links, Role, VIP_FRONT, VIP_FRONT6};
@@ -71,10 +71,19 @@ pub struct DrillOptions {
     pub connections: usize,
     /// New TCP connections a second that are held, besides.
     pub churn: Option<u32>,
+    /// How often the VIPs go back and forth, where the fault is a takeover.
+    pub times: usize,
     /// How many runs, each in a lab of its own.
     pub runs: usize,
     /// The `baton` program.
     pub binary: PathBuf,
+}
+
+impl DrillOptions {
+    /// Whether the VIPs go away and come back, so that they end where they were.
+    fn is_there_and_back(&self) -> bool {
+        self.fault == Fault::Takeover && self.times.is_multiple_of(2)
+    }
 }
 
 /// What a drill came to.
@@ -137,13 +146,14 @@ fn run_once(
     interrupt::sleep(if churn.is_some() { RAMP } else { CALM })?;
 
     say(&format!("fault: {} on {}", options.fault.name(), hand.cast().active));
-    let deed = hand.inject(&mut lab, options.fault)?;
+    let deed = hand.inject(&mut lab, options.fault, options.times)?;
     let (hold, after) = observation(options);
     if let Some(churn) = &churn {
         interrupt::sleep((deed.at + RAMP_ON).saturating_duration_since(Instant::now()))?;
         churn.hold();
     }
-    interrupt::sleep((deed.at + hold).saturating_duration_since(Instant::now()))?;
+    let last = deed.takeovers.last().map_or(deed.at, |(at, _)| *at);
+    interrupt::sleep((last + hold).saturating_duration_since(Instant::now()))?;
     let returned = watch.await_steady(RETURN_PATIENCE)?;
     let mut failures = judge_fault(&lab, options, hand.cast(), returned)?;
     let held = churn.map(Churn::ask).transpose().doing("holding connections")?;
@@ -243,6 +253,7 @@ fn judge_fault(
     }
     let holders = lab.holders()?;
     let expected = match options.fault.holder() {
+        Holder::Backup if options.is_there_and_back() => &cast.active,
         Holder::Active => &cast.active,
         Holder::Backup => &cast.backup,
         Holder::Both if holders.len() == 2 => return Ok(failures),
@@ -424,6 +435,7 @@ impl Seen {
             churn: None,
             wrong_bytes: self.wrong + self.steady.iter().map(|fate| fate.wrong).sum::<u64>(),
             two_answering_ms: two_answering.max().map(ms),
+            takeovers: Takeovers::of(&deed.takeovers, &self.udp),
             steps: steps::steps(&self, hand, &deed, &later, logs),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::report::{Report, Run, Spread};
+use super::report::{Report, Run, Spread, Takeovers};
 
 /// Escape sequences, or nothing.
 struct Style {
@@ -32,6 +32,20 @@ pub fn render(report: &Report, relays: &str, failures: &[String], colour: bool) 
         ),
     );
     figures(&mut text, report, style);
+    for takeovers in report.runs.iter().filter_map(|run| run.takeovers) {
+        let Takeovers { times, took_ms, outage_ms } = takeovers;
+        line(
+            &mut text,
+            format_args!(
+                "\n  {times} takeovers: each took {} ms (worst {}), without an answer to UDP for \
+                 {} ms (worst {})",
+                show(Some(took_ms.median)),
+                show(Some(took_ms.worst)),
+                show(Some(outage_ms.median)),
+                show(Some(outage_ms.worst)),
+            ),
+        );
+    }
     if let Some(last) = report.runs.last() {
         steps(&mut text, last, report.runs.len(), style);
     }

@@ -1,12 +1,13 @@
 //! What a drill found, in the form of docs/drills.md. The form is the same for every fault, and
 //! stable: fields are added, never renamed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::DrillOptions;
 use super::fault::Fault;
+use super::outage::{self, Attempt};
 use crate::lab::Software;
 
 /// A whole drill.
@@ -42,8 +43,42 @@ pub struct Run {
     /// For how long two nodes answered for the VIP: ARP or Neighbor Solicitations, whichever was
     /// longer.
     pub two_answering_ms: Option<f64>,
+    /// Where the VIPs went back and forth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takeovers: Option<Takeovers>,
     /// What happened when, in order; `t_ms` counts from the fault.
     pub steps: Vec<Step>,
+}
+
+/// Planned takeovers, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Takeovers {
+    /// How many.
+    pub times: u64,
+    /// How long the command took, in milliseconds.
+    pub took_ms: Spread,
+    /// The longest outage of UDP around each, in milliseconds, as [`OutageMs::udp`].
+    pub outage_ms: Spread,
+}
+
+impl Takeovers {
+    /// Of these, by when they were asked for and what they took; `None` where there are none.
+    pub(super) fn of(takeovers: &[(Instant, Duration)], udp: &[Attempt]) -> Option<Self> {
+        let outage = |place: usize, from: Instant| {
+            // Until the next one begins.
+            let to = takeovers.get(place + 1).map(|(at, _)| *at);
+            let begin = udp.partition_point(|attempt| attempt.started < from);
+            let end = to.map_or(udp.len(), |to| udp.partition_point(|a| a.started < to));
+            let around = &udp[begin.saturating_sub(1)..end.max(begin)];
+            outage::longest(around, from).map_or(0.0, |outage| ms(outage.length()))
+        };
+        let outages = takeovers.iter().enumerate().map(|(place, (at, _))| outage(place, *at));
+        Some(Self {
+            times: takeovers.len() as u64,
+            took_ms: Spread::of(takeovers.iter().map(|(_, took)| ms(*took)), f64::max)?,
+            outage_ms: Spread::of(outages, f64::max)?,
+        })
+    }
 }
 
 /// Outages in milliseconds; `null` where nothing could be measured.
@@ -277,6 +312,7 @@ pub(super) mod tests {
             rate: 1,
             connections: 0,
             churn: None,
+            times: 1,
             runs: 1,
             binary: "baton".into(),
         }
@@ -336,6 +372,26 @@ pub(super) mod tests {
             },
         });
         assert_eq!(serde_json::to_value(&report).unwrap(), expected);
+    }
+
+    #[test]
+    fn each_takeover_has_its_own_outage() {
+        let base = Instant::now();
+        let at = |ms| base + Duration::from_millis(ms);
+        // Lost: 10 to 12, and 51.
+        let udp: Vec<Attempt> = (0..100)
+            .map(|ms| Attempt {
+                started: at(ms),
+                answered: (!(10..=12).contains(&ms) && ms != 51).then(|| at(ms)),
+            })
+            .collect();
+        let takeovers = [(at(9), 4), (at(30), 5), (at(50), 7)];
+        let takeovers = takeovers.map(|(at, took)| (at, Duration::from_millis(took)));
+        let found = Takeovers::of(&takeovers, &udp).unwrap();
+        assert_eq!(found.times, 3);
+        assert_eq!(found.took_ms, Spread { median: 5.0, worst: 7.0 });
+        assert_eq!(found.outage_ms, Spread { median: 2.0, worst: 4.0 });
+        assert_eq!(Takeovers::of(&[], &udp), None);
     }
 
     #[test]

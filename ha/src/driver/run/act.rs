@@ -7,6 +7,7 @@ use tracing::{info, warn};
 use super::{Driver, Purpose, VIEW_SENT};
 use crate::driver::commands::Kind;
 use crate::driver::counters::Counter;
+use crate::handover;
 use crate::io::netlink::Operation;
 use crate::lease;
 use crate::node::{Input, Output};
@@ -44,12 +45,7 @@ impl Driver {
         if priority != Priority::YIELD {
             let epoch = self.fence.hold();
             // Before the advert, from which a Backup counts.
-            if let Some(lease) = &self.lease {
-                let slow = lease::length(self.config.advert_interval.duration());
-                let quick = self.heart.lease(Instant::now());
-                self.leased_quickly = quick.is_some();
-                lease.renew(quick.map_or(slow, |quick| quick.min(slow)), epoch);
-            }
+            self.renew_lease(Instant::now(), epoch);
         }
         let (sent, failed) = self.ports.send_advert(priority);
         self.beat(Instant::now(), Some(priority));
@@ -64,6 +60,20 @@ impl Driver {
             pending.step(now, format!("advert of priority {priority} sent"));
         }
         self.publish_by(now + VIEW_SENT);
+    }
+
+    /// Holds the VIPs from now on for as long as heartbeats and adverts carry it; in silence while
+    /// a handover lets no packet pass.
+    pub(super) fn renew_lease(&mut self, now: Instant, epoch: u64) {
+        let Some(lease) = &self.lease else { return };
+        let slow = lease::length(self.config.advert_interval.duration());
+        let quick = self.heart.lease(now);
+        self.leased_quickly = quick.is_some();
+        let length = quick.map_or(slow, |quick| quick.min(slow));
+        match self.handover.as_ref().is_some_and(handover::Machine::is_frozen) {
+            true => lease.hold(length),
+            false => lease.renew(length, epoch),
+        }
     }
 
     fn ask(&mut self, operation: Operation, purpose: Purpose) {
@@ -112,8 +122,9 @@ impl Driver {
         }
         if let Some(mut pending) = self.pending.take_if(|pending| pending.kind == Kind::Takeover) {
             pending.step(Instant::now(), "VIPs announced");
-            pending.succeed(None);
+            pending.succeed(self.fence.epoch(), None);
         }
+        self.announced = true;
     }
 
     fn transition(&mut self, transition: Transition) {

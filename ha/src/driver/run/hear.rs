@@ -86,6 +86,7 @@ impl Driver {
             self.heart.hear_advert(now, place, advert.priority == Priority::YIELD);
         }
         self.publish_by(now + VIEW_HEARD);
+        self.choose_preemption(source);
         self.feed(Input::Advert(advert)).await;
         self.another_is_active(&advert);
     }

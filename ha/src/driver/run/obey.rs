@@ -1,13 +1,17 @@
 //! The operator's commands, from their arrival to their end.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Driver, Flow, YIELD_MARGIN};
 use crate::driver::commands::{Kind, Pending};
 use crate::driver::{Command, Refused};
+use crate::handover;
 use crate::node::Input;
 use crate::vrrp::Priority;
 use crate::vrrp::router::{Advert, State, Transition};
+
+/// How long the nodes may take to agree; each wait of theirs is shorter.
+const HANDOVER: Duration = Duration::from_secs(30);
 
 impl Driver {
     pub(super) async fn command(&mut self, command: Command) -> Flow {
@@ -16,32 +20,23 @@ impl Driver {
             pending.refuse(Refused::Superseded);
         }
         match command {
-            Command::Takeover(answer) => {
+            Command::Takeover(force, answer) => {
                 if let Some(fault) = self.node.fault() {
                     let _ = answer.send(Err(Refused::Fault(fault)));
-                } else if let Some(owner) = self.node.outranked_by() {
-                    let _ = answer.send(Err(Refused::Outranked(owner)));
                 } else {
-                    let mut pending = Pending::takeover(now, answer);
-                    if self.node.holds_vips() {
-                        // Nothing to wait for: it stays Active, and nobody preempts it.
-                        pending.step(now, "Active already");
-                        pending.succeed(None);
-                    } else {
-                        self.pending = Some(pending);
-                    }
-                    self.feed(Input::Takeover).await;
+                    self.take_over(now, force, Pending::takeover(now, answer)).await;
                 }
                 Flow::Continue
             }
-            Command::Yield(answer) => {
-                if self.node.state() == State::Active {
-                    // Active_Down_Interval of a Backup is below 4 intervals.
-                    let patience = 4 * self.config.advert_interval.duration() + YIELD_MARGIN;
-                    self.pending = Some(Pending::yielding(now, patience, answer));
-                    self.feed(Input::Yield).await;
-                } else {
+            Command::Yield(force, answer) => {
+                if self.node.state() != State::Active {
                     let _ = answer.send(Err(Refused::NotActive));
+                } else if self.handover.is_some() {
+                    self.pending = Some(Pending::yielding(now, HANDOVER, answer));
+                    self.tell_handover(now, handover::Input::Yield { force }).await;
+                } else {
+                    self.pending = Some(Pending::yielding(now, self.yield_patience(), answer));
+                    self.feed(Input::Yield).await;
                 }
                 Flow::Continue
             }
@@ -52,6 +47,38 @@ impl Driver {
                 Flow::End
             }
         }
+    }
+
+    async fn take_over(&mut self, now: Instant, force: bool, mut pending: Pending) {
+        if self.node.holds_vips() {
+            // Nothing to wait for: it stays Active, and nobody preempts it.
+            pending.step(now, "Active already");
+            pending.succeed(self.fence.epoch(), None);
+            return self.feed(Input::Takeover).await;
+        }
+        self.pending = Some(pending);
+        if self.handover.is_some() && self.node.state() == State::Backup {
+            self.tell_handover(now, handover::Input::Takeover { force }).await;
+        } else {
+            self.claim().await;
+        }
+    }
+
+    /// Claims by adverts, unless there is an Active that they can't outrank.
+    pub(super) async fn claim(&mut self) {
+        if let Some(owner) = self.node.outranked_by() {
+            if let Some(pending) = self.pending.take() {
+                pending.refuse(Refused::Outranked(owner));
+            }
+            return;
+        }
+        self.feed(Input::Takeover).await;
+    }
+
+    /// How long another node may take to claim the VIPs.
+    pub(super) fn yield_patience(&self) -> Duration {
+        // Active_Down_Interval of a Backup is below 4 intervals.
+        4 * self.config.advert_interval.duration() + YIELD_MARGIN
     }
 
     /// What a transition means for the command that is waiting.
@@ -78,13 +105,15 @@ impl Driver {
 
     /// A yield has come to its end once another node advertises.
     pub(super) fn another_is_active(&mut self, advert: &Advert) {
-        if advert.priority == Priority::YIELD || self.node.state() == State::Active {
+        // Who was given them says so.
+        let handed_over = self.handover.as_ref().is_some_and(|machine| machine.has_command());
+        if advert.priority == Priority::YIELD || self.node.state() == State::Active || handed_over {
             return;
         }
         if let Some(mut pending) = self.pending.take_if(|pending| pending.kind == Kind::Yield) {
             let active = self.neighbors.active().cloned();
             pending.step(Instant::now(), format!("{} advertises", advert.source));
-            pending.succeed(active);
+            pending.succeed(self.fence.epoch(), active);
         }
     }
 

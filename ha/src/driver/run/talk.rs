@@ -15,6 +15,7 @@ use crate::driver::PeerEvent;
 use crate::driver::channels::{Ended, Happening, PeerPlace};
 use crate::driver::counters::Counter;
 use crate::fence::Verdict;
+use crate::handover;
 use crate::heart;
 use crate::node::Input;
 use crate::record::{What, Words};
@@ -68,14 +69,13 @@ impl Driver {
 
     /// A heartbeat to every peer.
     pub(super) fn beat(&mut self, now: Instant, priority: Option<Priority>) {
-        let Some(channels) = &mut self.channels else { return };
         if priority.is_some_and(|priority| priority != Priority::YIELD)
-            && let Some(length) = self.heart.lease(now)
-            && let (Some(lease), Some(epoch)) = (&self.lease, self.fence.holding())
+            && let Some(epoch) = self.fence.holding()
+            && self.heart.lease(now).is_some()
         {
-            lease.renew(length, epoch);
-            self.leased_quickly = true;
+            self.renew_lease(now, epoch);
         }
+        let Some(channels) = &mut self.channels else { return };
         self.heartbeat_at = Some(now + self.heartbeat);
         let source = self.ports.paths.iter().find_map(|port| port.primary.as_ref().ok());
         let advert = source.zip(priority).map(|(source, priority)| HeartbeatAdvert {
@@ -113,6 +113,7 @@ impl Driver {
                 self.heart.meet(now, place);
                 self.tell(now, place, PeerEvent::Up { place, peer });
                 self.beat(now, self.advert_now());
+                self.tell_handover(now, handover::Input::Up(place)).await;
             }
             Happening::Down(place, why, ended) => {
                 let peer = name(self, place);
@@ -122,6 +123,7 @@ impl Driver {
                 self.peer_gone(now, place, ended).await;
                 self.journal.say(move || warn!(peer, why, "peer channel is down"));
                 self.tell(now, place, PeerEvent::Down { place });
+                self.tell_handover(now, handover::Input::Down(place)).await;
             }
             Happening::Refused(place, refused) => {
                 let peer = name(self, place);
@@ -146,7 +148,12 @@ impl Driver {
                     self.heartbeat(now, place, heartbeat).await;
                 }
                 Ok(Message::Heartbeat(_)) => self.counters.count(Counter::Stale, 1),
-                Ok(Message::Handover(_)) => {}
+                Ok(Message::Handover(message)) if !history => {
+                    let input = handover::Input::Message(place, message);
+                    self.tell_handover(now, input).await;
+                }
+                // Whoever waits for an answer gives up in time.
+                Ok(Message::Handover(_)) => self.counters.count(Counter::Stale, 1),
                 // What it asks for itself, as one that follows, is heard.
                 Ok(Message::Sync(frame)) if self.fence.is_stale(place) && frame.tells_flows() => {
                     self.counters.count(Counter::Fenced, 1);
@@ -170,7 +177,7 @@ impl Driver {
 
     /// To whoever replicates. A peer has a window that this has room for; one that does not keep
     /// to it loses its connection.
-    fn tell(&mut self, now: Instant, place: PeerPlace, event: PeerEvent) {
+    pub(super) fn tell(&mut self, now: Instant, place: PeerPlace, event: PeerEvent) {
         let Some(events) = &self.peer_events else { return };
         if let Err(TrySendError::Full(_)) = events.try_send(event)
             && let Some(channels) = &mut self.channels
@@ -229,6 +236,7 @@ impl Driver {
             });
         }
         self.publish_by(now + VIEW_HEARD);
+        self.choose_preemption(source);
         self.feed(Input::Advert(advert)).await;
         self.another_is_active(&advert);
         self.heart.hear_lease(place, lease);

@@ -60,6 +60,7 @@ fn drill(
         rate: RATE,
         connections: CONNECTIONS,
         churn: None,
+        times: 1,
         runs: 1,
         binary: options.binary.clone(),
     }
