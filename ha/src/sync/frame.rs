@@ -90,11 +90,18 @@ pub struct Compared {
 pub enum Frame {
     /// Receiver: send me your flows. With a place: only what came after it, if you still know.
     Subscribe {
+        /// Which subscription of this receiver's life: the answer to an older one is none.
+        run: u64,
         /// What the receiver has; `None`: everything is wanted.
         have: Option<Position>,
     },
     /// Source: not Active, nothing to send.
     NotActive,
+    /// Source: what follows belongs to that subscription, and frames are counted from here.
+    Subscribed {
+        /// As it was asked for.
+        run: u64,
+    },
     /// Source: what numbers mean, before they are used. A number that is named again means
     /// something else from then on.
     Names(Vec<Name>),
@@ -128,7 +135,7 @@ pub enum Frame {
     Repair(Vec<u16>),
     /// Receiver: what a digest came to.
     Compared(Compared),
-    /// Receiver: so many frames of this session are applied.
+    /// Receiver: so many frames of its last subscription are applied.
     Ack {
         /// Frames.
         frames: u64,
@@ -139,7 +146,8 @@ impl Frame {
     /// Whether it tells a receiver what the flows are.
     pub fn tells_flows(&self) -> bool {
         match self {
-            Self::Names(_)
+            Self::Subscribed { .. }
+            | Self::Names(_)
             | Self::Delta { .. }
             | Self::Begin(_)
             | Self::Slice(_)
@@ -218,7 +226,9 @@ mod tests {
             .prop_map(|(known, flows, sum)| known.then_some(BucketSum { flows, sum }));
         let scope = prop_oneof![Just(Scope::All), some(any::<u16>()).prop_map(Scope::Buckets)];
         prop_oneof![
-            prop::option::of(position()).prop_map(|have| Frame::Subscribe { have }),
+            (any::<u64>(), prop::option::of(position()))
+                .prop_map(|(run, have)| Frame::Subscribe { run, have }),
+            any::<u64>().prop_map(|run| Frame::Subscribed { run }),
             Just(Frame::NotActive),
             some(name()).prop_map(Frame::Names),
             (position(), some(change)).prop_map(|(first, changes)| Frame::Delta { first, changes }),

@@ -91,6 +91,11 @@ pub struct Receiver {
     transfer: Option<Scope>,
     transfer_flows: u64,
     generation: u8,
+    /// The last subscription, and whether the source has answered it: what comes before that is of
+    /// an older one.
+    subscription: u64,
+    subscribed: bool,
+    /// Of that subscription.
     frames: u64,
     /// When the first frame came that is not acknowledged.
     unacknowledged: Option<Instant>,
@@ -121,6 +126,8 @@ impl Receiver {
             transfer: None,
             transfer_flows: 0,
             generation,
+            subscription: 0,
+            subscribed: false,
             frames: 0,
             unacknowledged: None,
             retry_at: None,
@@ -137,8 +144,6 @@ impl Receiver {
         match input {
             Input::Connected => {
                 self.connected = true;
-                self.frames = 0;
-                self.unacknowledged = None;
                 self.subscribe();
             }
             Input::Disconnected => {
@@ -214,7 +219,11 @@ impl Receiver {
         self.retry_at = None;
         self.digest = None;
         self.drop_transfer();
-        self.outputs.push_back(Output::Send(Frame::Subscribe { have: self.have }));
+        self.subscription += 1;
+        self.subscribed = false;
+        self.unacknowledged = None;
+        let (run, have) = (self.subscription, self.have);
+        self.outputs.push_back(Output::Send(Frame::Subscribe { run, have }));
     }
 
     /// What was on its way does not come any more.
@@ -227,12 +236,21 @@ impl Receiver {
 
     fn frame(&mut self, now: Instant, frame: Frame) {
         match frame {
+            Frame::Subscribed { run } => {
+                if run == self.subscription {
+                    self.subscribed = true;
+                    self.frames = 0;
+                    self.retry_at = None;
+                }
+                return;
+            }
             Frame::NotActive => {
                 self.digest = None;
                 self.drop_transfer();
                 self.retry_at = Some(now + RETRY);
                 return;
             }
+            _ if !self.subscribed => return,
             Frame::Names(names) => self.outputs.push_back(Output::Names(names)),
             Frame::Delta { first, changes } => self.delta(first, changes),
             Frame::Begin(scope) => self.begin(scope),
@@ -359,6 +377,7 @@ impl Receiver {
     fn abort(&mut self, why: &'static str) {
         self.have = None;
         self.transfer = None;
+        self.subscribed = false;
         self.outputs.push_back(Output::Abort(why));
     }
 }

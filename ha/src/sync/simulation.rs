@@ -276,6 +276,14 @@ impl World {
             self.epoch += 1;
             self.feed(source::Input::Active(self.epoch));
         }
+        if self.random.one_in(400) && self.backups[peer].connected {
+            // It followed another for a moment; the session stays, with what is on its way.
+            self.receive(peer, receiver::Input::Disconnected);
+            if self.random.one_in(2) {
+                self.backups[peer].receiver.forget();
+            }
+            self.receive(peer, receiver::Input::Connected);
+        }
         if self.corrupts && self.random.one_in(500) {
             // Somebody, or something, changes the table.
             let stray = flow(self.random.below(600), 9);

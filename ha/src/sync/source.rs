@@ -344,9 +344,7 @@ impl Source {
         self.digest.sums = None;
         for (&id, peer) in &mut self.peers {
             if peer.subscribed {
-                let (sent, acked) = (peer.sent, peer.acked);
-                let ways = std::mem::take(&mut peer.on_their_way);
-                *peer = Peer { sent, acked, on_their_way: ways, ..Peer::new() };
+                *peer = Peer::new();
                 self.outputs.push_back(Output::Send(id, Frame::NotActive));
             }
         }
@@ -372,7 +370,7 @@ impl Source {
             return;
         }
         match frame {
-            Frame::Subscribe { have } => self.subscribe(now, id, have),
+            Frame::Subscribe { run, have } => self.subscribe(now, id, run, have),
             Frame::Ack { frames } => self.acked(id, frames),
             Frame::Repair(buckets) => {
                 let peer = self.peers.get_mut(&id).expect("looked for above");
@@ -387,6 +385,7 @@ impl Source {
             }
             // Of a source: two that take themselves for Active. The election's business.
             Frame::NotActive
+            | Frame::Subscribed { .. }
             | Frame::Names(_)
             | Frame::Delta { .. }
             | Frame::Begin(_)
@@ -397,7 +396,7 @@ impl Source {
         }
     }
 
-    fn subscribe(&mut self, now: Instant, id: PeerId, have: Option<Position>) {
+    fn subscribe(&mut self, now: Instant, id: PeerId, run: u64, have: Option<Position>) {
         if !self.active {
             self.outputs.push_back(Output::Send(id, Frame::NotActive));
             return;
@@ -412,15 +411,8 @@ impl Source {
         let peer = self.peers.get_mut(&id).expect("only peers with a session subscribe");
         // Whatever else was on its way concerns an older subscription.
         let (snapshots, at) = (peer.snapshots, peer.snapshot_at);
-        *peer = Peer {
-            subscribed: true,
-            snapshots,
-            snapshot_at: at,
-            sent: peer.sent,
-            acked: peer.acked,
-            on_their_way: std::mem::take(&mut peer.on_their_way),
-            ..Peer::new()
-        };
+        *peer = Peer { subscribed: true, snapshots, snapshot_at: at, ..Peer::new() };
+        self.outputs.push_back(Output::Send(id, Frame::Subscribed { run }));
         peer.cursor = known.map_or(head, |have| have.seq);
         peer.acked_seq = peer.cursor;
         match known {
