@@ -18,7 +18,7 @@ use crate::config::Family;
 use crate::lease;
 use crate::sync::simulation::Random;
 use crate::vrrp::router::{
-    self, Advert, PreemptBy, RouterConfig, State as Role, VirtualRouter, Wish,
+    self, Advert, CLAIM_SPACING, PreemptBy, RouterConfig, State as Role, VirtualRouter, Wish,
 };
 use crate::vrrp::{AdverInterval, Preempt, Priority};
 
@@ -107,6 +107,8 @@ struct World {
     steps: u64,
     plan: Option<(u64, Fault)>,
     overlap_since: Option<Instant>,
+    /// When a node last claimed by adverts, as an operator wanted it.
+    claim_at: Option<Instant>,
     /// Adverts were lost, or claims made without asking: nodes may overlap.
     rough: bool,
     journal: Vec<String>,
@@ -145,6 +147,7 @@ impl World {
             steps: 0,
             plan: None,
             overlap_since: None,
+            claim_at: None,
             rough: false,
             journal: Vec::new(),
             takes: 0,
@@ -535,6 +538,7 @@ impl World {
                 }
                 Output::Claim => {
                     self.rough |= self.nodes[at].heard.is_none();
+                    self.claim_at = Some(self.now);
                     self.route(at, router::Input::Takeover);
                 }
                 Output::Abandon => self.route(at, router::Input::Yield),
@@ -589,7 +593,11 @@ impl World {
             self.overlap_since = None;
         } else {
             let since = *self.overlap_since.get_or_insert(self.now);
-            let bound = 2 * (self.delay + MS);
+            // Who is given the VIPs claims them too, with the priority of whoever is told to claim:
+            // the next advert tells them apart.
+            let claims = self.claim_at.is_some_and(|at| at + CLAIM_SPACING >= since);
+            let spacing = if claims { CLAIM_SPACING } else { Duration::ZERO };
+            let bound = 2 * (self.delay + MS) + spacing;
             assert!(self.now - since <= bound, "{answering:?} answer since {since:?}");
         }
         for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.runs()) {
