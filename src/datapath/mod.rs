@@ -8,6 +8,7 @@
 //! * `hooks`: which hook an interface gets, attaching and detaching; `nic`: what it can do.
 //! * `skeleton`, `record`, `maps`: what libbpf-cargo generates, its types as bytes, the maps typed.
 //! * `registry`: pools → services, backends, schedules, under lasting numbers; `routes`.
+//! * `narrow`: what routers on the way to a tunnel's end take.
 //! * `ways`, `mirror`: routes and neighbours as XDP needs them.
 //! * `mapped`: variables of the kernel's programs as memory of ours.
 //! * `gate`, `clock`: the lease that the kernel enforces, and the jiffies that it is timed by.
@@ -34,6 +35,7 @@ pub mod load;
 mod mapped;
 pub mod maps;
 mod mirror;
+mod narrow;
 mod nic;
 pub mod record;
 mod registry;

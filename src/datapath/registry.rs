@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use baton_ha::config::Vip;
 use libbpf_rs::Result as BpfResult;
@@ -15,6 +15,7 @@ use libbpf_rs::Result as BpfResult;
 use super::clock::Clock;
 use super::load::Error;
 use super::maps::Maps;
+use super::narrow::Narrow;
 use super::routes::{self, Way};
 use super::skeleton::types;
 use crate::pool::{Admin, Health, Member, Pool};
@@ -58,6 +59,7 @@ pub(super) struct Registry {
     schedules: HashMap<u32, (Table, Vec<maglev::Entry>)>,
     /// Backends that no route leads to, to say so once.
     unreachable: HashSet<IpAddr>,
+    narrow: Narrow,
 }
 
 /// What came of a change.
@@ -149,6 +151,7 @@ impl Registry {
             addresses,
             schedules: HashMap::new(),
             unreachable: HashSet::new(),
+            narrow: Narrow::default(),
         })
     }
 
@@ -161,6 +164,9 @@ impl Registry {
         let mut applied = Applied { interfaces: of_vips.clone(), of_vips, ..Applied::default() };
         let pools: Vec<_> = pools.iter().filter(|pool| pool.service.mode.is_in_kernel()).collect();
         let write = || Error::bpf("write the datapath's tables");
+        let tunnelled = pools.iter().filter(|pool| pool.service.mode == IPIP);
+        let ends = tunnelled.flat_map(|pool| &pool.members).map(|one| one.backend.address.ip());
+        self.narrow.hear(Instant::now(), &ends.collect());
         self.remove_services(&pools).map_err(write())?;
         self.set_addresses(&pools, vips).map_err(write())?;
         let mut backends = HashSet::new();
@@ -194,7 +200,7 @@ impl Registry {
                     service: id,
                     max_flows: member.backend.max_connections,
                     weight: member.weight().into(),
-                    mtu: way.map_or(0, |way| way.mtu),
+                    mtu: way.map_or(0, |way| self.narrow.least(address.ip(), way.mtu)),
                     ..Default::default()
                 };
                 self.maps.backend_table.set(&number, &record).map_err(write())?;

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 use crate::modes::carries;
-use crate::net::{Net, PATIENCE, service};
+use crate::net::{HOOKS, Net, PATIENCE, service};
 use crate::server::{ask, connect, serve};
 
 const SERVICES: [&str; 4] = ["tcp4", "udp4", "tcp6", "udp6"];
@@ -163,6 +163,33 @@ fn in_a_tunnel_to_any_network() {
         }
         assert_eq!(look(&net, node), before);
         assert!(!traces(&net, node));
+    }
+}
+
+/// What a router on the way to the tunnel's end has to say of packets too long, it says to the relay,
+/// whose the outer header is: the relay tells the client.
+#[test]
+fn a_narrow_link_on_the_way_of_a_tunnel() {
+    for hook in HOOKS {
+        let mut net = Net::on(hook);
+        move_b2_away(&net);
+        net.node("switch").ip("link set b2-far mtu 1400").unwrap();
+        let how = "mode = \"dsr\"\ndsr = \"ipip\"";
+        let text = service("tcp4", "front4", 80, how, &[("b2", "10.79.0.12:80")])
+            + &service("tcp6", "front6", 80, how, &[("b2", "[fd79::12]:80")]);
+        net.start_relay(&text);
+        for name in ["tcp4", "tcp6"] {
+            setup(&net, "b2", name, &["--apply"]);
+        }
+        for vip in ["10.77.0.100:80", "[fd77::100]:80"] {
+            serve(&net.node("b2"), "b2", vip);
+            connect(&net.node("client"), vip, PATIENCE).unwrap().echo(2_000_000);
+        }
+        for (vip, left) in [("10.77.0.100", 1400 - 20), ("fd77::100", 1400 - 40)] {
+            let route = net.node("client").ip(&format!("route get {vip}")).unwrap().stdout;
+            let route = String::from_utf8_lossy(&route).into_owned();
+            assert!(route.contains(&format!("mtu {left}")), "{hook} {route}");
+        }
     }
 }
 
