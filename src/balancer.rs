@@ -51,6 +51,8 @@ mod backends;
 
 /// How often the datapath is looked after.
 const TEND: Duration = Duration::from_millis(100);
+/// How long a node that ends may take to hand over.
+const HAND_OVER: Duration = Duration::from_secs(2);
 
 /// What a command came to, for people and as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -371,6 +373,9 @@ impl Balancer {
     async fn stop(&self) {
         if let Some((ha, handle)) = &self.election {
             // Accepting goes on until the VIPs are gone: no client is refused in between.
+            if ha.channel.is_some() && handle.view().borrow().state == State::Active {
+                hand_over(handle).await;
+            }
             handle.shutdown().await;
             self.reset_sessions(ha, "this node stops").await;
         }
@@ -545,6 +550,18 @@ impl Balancer {
             if let Err(error) = self.reload().await {
                 tracing::error!("SIGHUP: {error:#}");
             }
+        }
+    }
+}
+
+/// Gives the VIPs to a Backup that has the flows, where there is one; else they go to whoever claims
+/// them, which takes longer and may lack the last flows.
+async fn hand_over(handle: &Handle) {
+    match tokio::time::timeout(HAND_OVER, handle.yield_now(false)).await {
+        Ok(Ok(_)) => tracing::info!("handed over before the end"),
+        Ok(Err(why)) => tracing::warn!("ends without handing over: {why}"),
+        Err(_) => {
+            tracing::warn!(patience = ?HAND_OVER, "ends without handing over: it takes too long")
         }
     }
 }
